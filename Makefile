@@ -1,0 +1,54 @@
+# Every target does its own set-up, in a virtual environment inside the checkout.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO ?= demo
+MOVIE ?= $(DEMO)/movie.tif
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test bench examples gpu-check lint clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+# One stamp for each set of extras; quick when setup.py has not changed.
+.venv/run.stamp: setup.py
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; set PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+.venv/%.stamp: .venv/run.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
+	@touch $@
+
+setup: .venv/test.stamp  ## virtual environment with everything that the tests need
+
+demo: .venv/run.stamp  ## simulate a movie (or take MOVIE=path, ARGS="--offset 100 ...") and fit it
+	@mkdir -p $(DEMO)
+	$(if $(filter $(DEMO)/movie.tif,$(MOVIE)),$(BIN)/smlmcore simulate $(MOVIE) --seed 1 --overwrite)
+	$(BIN)/smlmcore fit '$(MOVIE)' --out $(DEMO)/result --overwrite $(ARGS)
+
+test: .venv/test.stamp  ## all tests
+	$(BIN)/python -m pytest -q $(ARGS)
+
+bench: .venv/bench.stamp  ## benchmarks beside their peers, JSON to bench/results/
+	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python -m bench $(ARGS)
+
+examples: .venv/run.stamp  ## every example, each ending in numbers
+	@set -e; for script in examples/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+# On a machine with a GPU and its own Python with CuPy: no virtual environment, plain checkout.
+gpu-check:  ## tests on CuPy arrays, compute-sanitizer on the kernels, GPU benchmarks
+	PYTHONPATH=. $(PYTHON) -c 'from smlmcore import backend; backend.to_gpu([0.0])'
+	PYTHONPATH=. $(PYTHON) -m pytest -q
+	PYTHONPATH=. compute-sanitizer --error-exitcode 1 $(PYTHON) -m pytest -q tests/test_kernels.py -k cuda
+	PYTHONPATH=. $(PYTHON) -m bench --device gpu
+
+lint: .venv/test.stamp  ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:  ## remove the environment and everything generated
+	rm -rf .venv build dist *.egg-info $(DEMO) .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,45 @@
+"""Packaging: the CUDA sources in kernels/ are installed as data of the package."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = next(
+    line.split('"')[1] for line in (here / "smlmcore/__init__.py").read_text().splitlines() if "__version__ =" in line
+)
+
+setup(
+    name="smlmcore",
+    version=version,
+    description="Single-molecule localization microscopy on NumPy and CuPy arrays, learned without labels",
+    long_description=(here / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["smlmcore", "smlmcore.*"]), "smlmcore.kernels"],
+    package_dir={"smlmcore.kernels": "kernels"},
+    package_data={"smlmcore": ["*.h"], "smlmcore.kernels": ["*.cu", "*.cuh"]},
+    install_requires=[
+        "numpy>=2.0",
+        "scipy>=1.13",
+        "numba>=0.60",
+        "tifffile>=2024.7",
+        "h5py",
+        "pyyaml",
+        "matplotlib",
+        "tqdm",
+    ],
+    extras_require={
+        "gpu-cuda12": ["cupy-cuda12x>=13"],
+        "gpu-cuda13": ["cupy-cuda13x>=13.6"],
+        "test": ["pytest>=8", "pytest-benchmark", "ruff", "nvidia-cuda-nvrtc>=13"],
+        "bench": ["pytest-benchmark", "picassosr", "torch"],
+    },
+    entry_points={"console_scripts": ["smlmcore = smlmcore.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: MIT License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering",
+    ],
+)
