@@ -1,0 +1,24 @@
+// Pixel-integrated Gaussian along one axis.
+
+struct Axis {
+    REAL value, d_centre, d_sigma;
+};
+
+// Integral over pixel i of a normal density at `centre` with standard deviation `sigma`, and its two derivatives.
+__device__ inline Axis gaussian_axis(int i, REAL centre, REAL sigma) {
+    const REAL q = REAL(1) / sigma;
+    const REAL u = (REAL(i) - REAL(0.5) - centre) * q, v = (REAL(i) + REAL(0.5) - centre) * q;
+    const REAL pu = REAL(0.3989422804014327) * exp(REAL(-0.5) * u * u);
+    const REAL pv = REAL(0.3989422804014327) * exp(REAL(-0.5) * v * v);
+    const REAL half_sqrt = REAL(0.7071067811865476);
+    return {REAL(0.5) * (erf(v * half_sqrt) - erf(u * half_sqrt)), (pu - pv) * q, (u * pu - v * pv) * q};
+}
+
+// Tables of both axes in shared memory; all threads of the block take part and meet at the end.
+template <int H, int W>
+__device__ inline void gaussian_tables(REAL x, REAL y, REAL sigma, Axis* along_x, Axis* along_y) {
+    for (int i = threadIdx.x; i < W + H; i += blockDim.x)
+        if (i < W) along_x[i] = gaussian_axis(i, x, sigma);
+        else along_y[i - W] = gaussian_axis(i - W, y, sigma);
+    __syncthreads();
+}

@@ -1,0 +1,160 @@
+"""The model that links encoder, mapper, renderer and loss: images in, images out, no labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from .. import backend
+from ..autograd import no_grad
+from ..data import DataError, atomic
+from ..layers.chain import part
+from ..loss import PoissonGaussian
+from .refine import Result, refine
+
+FORMAT = 1
+PARTS = ("encoder", "mapper", "renderer", "loss")
+
+
+class FitModel:
+    """encoder -> mapper -> renderer, compared with the images by `loss`; the parameters found are physical.
+
+    `encoder(p, images)` gives features (n, c), `mapper(p, features, ...)` named parameters (n,) each,
+    `renderer(p, parameters)` images (n, h, w), `loss(prediction, images, variance)` nats per pixel.  What is learned
+    lies in `parameters`, one flat mapping of named arrays ("encoder.0.weight"); `init` draws it.
+
+    >>> import smlmcore as sc
+    >>> model = sc.fit.gaussian2d((11, 11), sigma=1.3).init(np.random.default_rng(0))
+    >>> images = np.random.default_rng(1).poisson(10.0, (2, 11, 11))
+    >>> sorted(model.predict(images))
+    ['background', 'photons', 'sigma', 'x', 'y']
+    """
+
+    def __init__(self, encoder: Any, mapper: Any, renderer: Any, loss: Any | None = None) -> None:
+        self.encoder, self.mapper, self.renderer = encoder, mapper, renderer
+        self.loss = PoissonGaussian(exact=False) if loss is None else loss
+        self.parameters: dict[str, Any] = {}
+
+    def init(self, rng: np.random.Generator) -> FitModel:
+        """Draw the learned parameters at the start from `rng`; returns the model."""
+        own = {part: getattr(self, part).init(rng) for part in PARTS[:3]}
+        self.parameters = {f"{part}.{name}": value for part, values in own.items() for name, value in values.items()}
+        return self
+
+    def __call__(self, p: Mapping[str, Any], images: Any, variance: Any = 0.0) -> tuple[dict[str, Any], Any]:
+        """Named parameters and rendered images for `images` (n, h, w), with the learned parameters `p`."""
+
+        def draw(values: Mapping[str, Any]) -> Any:
+            return self.renderer(part(p, "renderer"), values)
+
+        features = self.encoder(part(p, "encoder"), images)
+        values = self.mapper(part(p, "mapper"), features, images, variance, draw)
+        return values, draw(values)
+
+    def objective(self, p: Mapping[str, Any], images: Any, variance: Any = 0.0) -> Any:
+        """Mean loss in nats per pixel: the number that training makes small."""
+        return self.loss(self(p, images, variance)[1], images, variance).mean()
+
+    def predict(self, images: Any, variance: Any = 0.0, batch: int = 1024) -> dict[str, Any]:
+        """Named parameters (n,) each from the encoder alone, for `images` (n, h, w) in photoelectrons.
+
+        `variance`: read-noise variance in squared photoelectrons, scalar, (h, w) or (n, h, w).
+        """
+        images, variance = self.check(images, variance)
+        blocks = range(0, max(len(images), 1), batch)
+        with no_grad():
+            found = [self(self.parameters, images[i : i + batch], rows(variance, i, i + batch))[0] for i in blocks]
+        xp = backend.module(images)
+        return {name: xp.concatenate([block[name] for block in found]) for name in found[0]}
+
+    def refine(
+        self, images: Any, variance: Any = 0.0, initial: Mapping[str, Any] | None = None, **settings: Any
+    ) -> Result:
+        """Polish the encoder's prediction (or `initial`) to the likelihood's maximum; see `fit.refine`."""
+        images, variance = self.check(images, variance)
+        start = self.predict(images, variance) if initial is None else initial
+        names = self.renderer.psf.names
+        table = backend.module(images).stack([start[name] for name in names], 1)
+        return refine(self.renderer.psf, images, variance, table, loss=self.loss, **settings)
+
+    def to_gpu(self) -> FitModel:
+        """Move the learned parameters to the GPU, for images that live there; returns the model."""
+        self.parameters = {name: backend.to_gpu(value) for name, value in self.parameters.items()}
+        return self
+
+    def check(self, images: Any, variance: Any) -> tuple[Any, Any]:
+        """`images` as float32 (n, h, w) of the renderer's size, `variance` as float32, or an error."""
+        if not self.parameters:
+            raise ValueError("FitModel has no learned parameters yet; call init(rng) or load(path) first")
+        images = backend.asarray(images).astype(np.float32)
+        if images.ndim == 4 and images.shape[1] == 1:
+            images = images[:, 0]
+        if images.ndim != 3 or images.shape[1:] != self.renderer.shape:
+            raise ValueError(
+                f"FitModel got images of shape {images.shape}; expected (n, {self.renderer.shape[0]}, "
+                f"{self.renderer.shape[1]}) or (n, 1, ...): cut the spots to the size that the model was made for"
+            )
+        return images, check_variance(variance, images)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the learned parameters and the configuration of all parts to `path` (.npz, no pickle)."""
+        parts = {name: describe(getattr(self, name)) for name in PARTS}
+        header = json.dumps({"format": FORMAT, "parts": parts})
+        arrays = {name: backend.to_cpu(value) for name, value in self.parameters.items()}
+        with atomic(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, header=np.array(header), **arrays)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> FitModel:
+        """The model that `save` wrote; raises `DataError` for any other file."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                header = json.loads(str(file["header"]))
+                arrays = {name: file[name] for name in file.files if name != "header"}
+            if header["format"] != FORMAT:
+                raise ValueError(f"format {header['format']}")
+            model = cls(*(build(header["parts"][name]) for name in PARTS))
+        except (ValueError, KeyError, EOFError) as error:
+            raise DataError(f"{path} is no model of this library, format {FORMAT} ({error})") from None
+        model.parameters = arrays
+        return model
+
+
+def describe(part: Any) -> dict[str, Any]:
+    """Class and configuration of a part and of the parts in it, JSON-ready; `build` makes it again."""
+    settings = {k: describe(v) if hasattr(v, "configuration") else v for k, v in part.configuration().items()}
+    return {"class": f"{type(part).__module__}:{type(part).__name__}", **settings}
+
+
+def build(description: Mapping[str, Any]) -> Any:
+    """The part that `describe` described; only classes of this package are accepted."""
+    configuration = {k: build(v) if isinstance(v, dict) and "class" in v else v for k, v in description.items()}
+    module, _, name = configuration.pop("class").partition(":")
+    if not module.startswith(f"{__package__.partition('.')[0]}."):
+        raise ValueError(f"unknown part {module}:{name}")
+    kind = getattr(import_module(module), name)
+    return kind.from_configuration(configuration) if hasattr(kind, "from_configuration") else kind(**configuration)
+
+
+def check_variance(variance: Any, images: Any) -> Any:
+    """`variance` as a non-negative number or an array of the images' dtype that broadcasts to them, or an error."""
+    xp = backend.module(images, variance, name="fit")
+    v = xp.asarray(variance, images.dtype)
+    if v.shape not in ((), images.shape[1:], images.shape):
+        raise ValueError(
+            f"got variance of shape {v.shape} for images {images.shape}; expected a number, {images.shape[1:]} or "
+            f"{images.shape}, in squared photoelectrons"
+        )
+    if not bool((v >= 0).all()):
+        raise ValueError("got a negative or NaN variance; expected read noise squared, in photoelectrons, >= 0")
+    return v
+
+
+def rows(variance: Any, start: int, stop: int) -> Any:
+    """The variance of images start...stop: a slice if there is one for each image, else all of it."""
+    return variance[start:stop] if variance.ndim == 3 else variance

@@ -1,0 +1,3 @@
+"""Renderers draw images from physical parameters; all are differentiable in every parameter."""
+
+from .psf import PSF

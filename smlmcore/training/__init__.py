@@ -1,0 +1,3 @@
+"""Training: the loop, its history and its held-out images."""
+
+from .trainer import Trainer

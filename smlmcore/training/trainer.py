@@ -1,0 +1,125 @@
+"""Training of a model on images alone."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from .. import backend, optim
+from ..autograd import Tensor, no_grad
+from ..fit.model import FitModel
+
+
+class Trainer:
+    """Fit the learned parameters of `model` to `images` (n, h, w) in photoelectrons; `run()` returns the history.
+
+    AdamW with warm-up and cosine decay to zero, clipped gradients, and flips and transposes of the images, which the
+    physics does not change.  A share `held_out` of the images is never trained on; after every epoch the loss there
+    decides which parameters are best, and these the model has in the end.
+
+    `variance`: read-noise variance in squared photoelectrons, scalar, (h, w) or (n, h, w).  `epochs`: passes over the
+    training images, `batch`: images in a step, `rate`: the highest learning rate, `decay`: weight decay, `clip`:
+    largest gradient norm, `progress`: show a bar if the output is a terminal.  Same seed, same result.
+
+    >>> import smlmcore as sc
+    >>> model = sc.fit.gaussian2d((7, 7), width=8, hidden=16)
+    >>> images = np.random.default_rng(0).poisson(5.0, (40, 7, 7))
+    >>> history = Trainer(model, images, epochs=2, batch=16).run()
+    >>> len(history["validation"])
+    2
+    """
+
+    def __init__(
+        self,
+        model: FitModel,
+        images: Any,
+        variance: Any = 0.0,
+        *,
+        epochs: int = 20,
+        batch: int = 256,
+        rate: float = 2e-3,
+        warmup: int = 200,
+        decay: float = 1e-3,
+        clip: float = 1.0,
+        held_out: float = 0.2,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        if epochs < 1 or batch < 1 or not 0 <= held_out < 1:
+            raise ValueError(
+                f"Trainer got epochs={epochs}, batch={batch}, held_out={held_out}; "
+                "expected epochs >= 1, batch >= 1, 0 <= held_out < 1"
+            )
+        self.model, self.epochs, self.batch, self.progress = model, epochs, batch, progress
+        self.rng = np.random.default_rng(seed)
+        if not model.parameters:
+            model.init(self.rng)
+        self.images, self.variance = model.check(images, variance)
+        if len(self.images) == 0:
+            raise ValueError("Trainer got no images; expected at least one to train on")
+        order = self.rng.permutation(len(self.images))
+        self.held_out, self.trained = np.split(order, [int(held_out * len(order))])
+        steps = epochs * -(-len(self.trained) // batch)
+        schedule = optim.cosine(rate, steps, warmup=min(warmup, steps // 5))
+        self.optimiser = optim.chain(optim.clip_global_norm(clip), optim.adamw(schedule, decay))
+
+    def run(self) -> dict[str, list[float]]:
+        """Train, leave the best parameters in the model; returns `epoch`, `train`, `validation`, `seconds` by epoch."""
+        history: dict[str, list[float]] = {"epoch": [], "train": [], "validation": [], "seconds": []}
+        state = self.optimiser.init(self.model.parameters)
+        best = (np.inf, self.model.parameters)
+        start = time.perf_counter()
+        bar = tqdm(range(self.epochs), desc="training", unit="epoch", disable=None if self.progress else True)
+        for epoch in bar:
+            losses = []
+            for rows in np.array_split(self.rng.permutation(self.trained), -(-len(self.trained) // self.batch)):
+                loss, state = self._step(*self._augmented(rows), state)
+                losses.append(loss)
+            train = float(np.mean([float(loss) for loss in losses]))
+            validation = self.validate() if len(self.held_out) else train
+            best = min(best, (validation, self.model.parameters), key=lambda pair: pair[0])
+            seconds = time.perf_counter() - start
+            for name, value in zip(history, (epoch + 1, train, validation, seconds), strict=True):
+                history[name].append(value)
+            bar.set_postfix(train=f"{train:.4f}", validation=f"{validation:.4f}")
+        self.model.parameters = best[1]
+        return history
+
+    def validate(self) -> float:
+        """Mean loss in nats per pixel on the held-out images."""
+        with no_grad():
+            blocks = np.array_split(self.held_out, -(-len(self.held_out) // 1024))
+            sums = [
+                float(self.model.objective(self.model.parameters, *self._rows(rows))) * len(rows) for rows in blocks
+            ]
+        return sum(sums) / len(self.held_out)
+
+    def _step(self, images: Any, variance: Any, state: Any) -> tuple[Any, Any]:
+        tensors = {name: Tensor(value) for name, value in self.model.parameters.items()}
+        loss = self.model.objective(tensors, images, variance)
+        loss.backward()
+        gradients = {name: tensor.grad for name, tensor in tensors.items()}
+        updates, state = self.optimiser.update(gradients, state, self.model.parameters)
+        self.model.parameters = optim.apply(self.model.parameters, updates)
+        return loss.data, state
+
+    def _rows(self, rows: np.ndarray) -> tuple[Any, Any]:
+        rows = backend.module(self.images).asarray(rows)
+        return self.images[rows], self.variance[rows] if self.variance.ndim == 3 else self.variance
+
+    def _augmented(self, rows: np.ndarray) -> tuple[Any, Any]:
+        """Images and variance of `rows`, all flipped and (if square) transposed in one random way."""
+        images, variance = self._rows(rows)
+        flip_y, flip_x, transpose = self.rng.random(3) < 0.5
+
+        def turn(a: Any) -> Any:
+            if a.ndim < 2:
+                return a
+            a = a[..., ::-1, :] if flip_y else a
+            a = a[..., ::-1] if flip_x else a
+            return a.swapaxes(-1, -2) if transpose and a.shape[-1] == a.shape[-2] else a
+
+        return turn(images), turn(variance)
