@@ -1,0 +1,255 @@
+"""The command `smlmcore`: simulate a movie, look into one, fit one.
+
+Exit status: 0 success, 2 a mistake in the input or no room for the output (one line on stderr says which), 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from . import __version__
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors take one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's own) and return the exit status.
+
+    >>> main(["info", "surely_not_here.tif"])
+    2
+    """
+    options = vars(parser().parse_args(argv))
+    run = options.pop("run")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        run(**options)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing half-written is left", 130)
+    except MemoryError as error:
+        return _fail(f"out of memory ({error}); use fewer or smaller frames" if str(error) else "out of memory", 2)
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{name}{error.strerror or error}", 2)
+    except (ValueError, TypeError, RuntimeError) as error:
+        return _fail(str(error), 2)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of `smlmcore` with all its commands.
+
+    >>> parser().parse_args(["info", "movie.tif"]).movie.name
+    'movie.tif'
+    """
+    top = _Parser(prog="smlmcore", description="Single-molecule localization microscopy, learned without labels.")
+    top.add_argument("--version", action="version", version=f"smlmcore {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    _simulate_parser(commands)
+    _info_parser(commands)
+    _fit_parser(commands)
+    return top
+
+
+def _simulate_parser(commands: Any) -> None:
+    p = commands.add_parser(
+        "simulate",
+        help="write a movie of isolated molecules with its truth",
+        description="Write a movie OUT.tif of isolated molecules, and its truth beside it as OUT.truth.hdf5 (Picasso).",
+    )
+    p.add_argument("out", type=Path, metavar="OUT.tif", help="movie to write, OME-TIFF")
+    _number(p, "--frames", int, "number of frames", 1000)
+    _number(p, "--shape", int, "size of a frame, pixels", (128, 128), metavar=("H", "W"))
+    _number(p, "--spots-per-frame", int, "molecules in each frame (default: 30 per 128 x 128 pixels)")
+    _number(p, "--photons", float, "median photons of a molecule", 2000.0)
+    _number(p, "--background", float, "photons per pixel", (5.0, 15.0), metavar=("LOW", "HIGH"))
+    _number(p, "--sigma", float, "width of the PSF, pixels", (1.1, 1.5), metavar=("LOW", "HIGH"))
+    _number(p, "--seed", int, "seed of all random numbers", 0)
+    _camera_arguments(p, offset=100.0, gain=0.5, read_noise=1.5, pixel_size=0.1)
+    _output_arguments(p)
+    p.set_defaults(run=_simulate)
+
+
+def _info_parser(commands: Any) -> None:
+    p = commands.add_parser("info", help="say what a movie holds", description="Say what a movie holds.")
+    p.add_argument("movie", type=Path, help="TIFF or Picasso .raw")
+    p.set_defaults(run=_info)
+
+
+def _fit_parser(commands: Any) -> None:
+    p = commands.add_parser(
+        "fit",
+        help="turn a movie into a table of localizations",
+        description="Find the spots of a movie, train a model on them without labels, and write the localizations. "
+        "Camera settings come from the movie's metadata where they are not given here.",
+    )
+    p.add_argument("movie", type=Path, help="TIFF or Picasso .raw")
+    p.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="folder for the results (default: MOVIE.fit)")
+    _number(p, "--box", int, "odd side of the boxes cut around spots, pixels (default: 11)")
+    _number(p, "--sigma", float, "usual width of the PSF, pixels (default: 1.3)")
+    _number(p, "--threshold", float, "least height of a spot, standard deviations of the noise (default: 6.0)")
+    _number(p, "--epochs", int, "passes over the spots in training (default: by their number)")
+    _number(p, "--seed", int, "seed of all random numbers (default: 0)")
+    p.add_argument("--device", choices=("cpu", "gpu"), help="where to compute (default: cpu)")
+    _camera_arguments(p)
+    _output_arguments(p)
+    p.set_defaults(run=_fit)
+
+
+def _number(p: argparse.ArgumentParser, name: str, kind: type, text: str, default: Any = None, **options: Any) -> None:
+    """A numerical option; a tuple as default makes it take as many values."""
+    if isinstance(default, tuple):
+        options["nargs"] = len(default)
+    if default is not None:
+        text += f" (default: {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
+    p.add_argument(name, type=kind, help=text, default=default, **{"metavar": "N", **options})
+
+
+def _camera_arguments(p: argparse.ArgumentParser, **defaults: float) -> None:
+    for name, text in (
+        ("offset", "counts of the camera in the dark"),
+        ("gain", "electrons per count"),
+        ("read_noise", "standard deviation of the read noise, electrons"),
+        ("pixel_size", "size of a pixel in the sample, µm"),
+    ):
+        _number(p, f"--{name.replace('_', '-')}", float, text, defaults.get(name))
+
+
+def _output_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    p.add_argument("--quiet", action="store_true", help="say nothing but errors")
+
+
+def _simulate(
+    out: Path,
+    frames: int,
+    shape: Sequence[int],
+    spots_per_frame: int | None,
+    photons: float,
+    background: Sequence[float],
+    sigma: Sequence[float],
+    seed: int,
+    offset: float,
+    gain: float,
+    read_noise: float,
+    pixel_size: float,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    from tqdm import tqdm
+
+    from . import data, simulate
+    from .camera import Camera
+
+    if out.suffix.lower() not in (".tif", ".tiff"):
+        raise data.DataError(f"{out}: is written as TIFF; end its name in .tif")
+    h, w = shape
+    truth_path = out.with_suffix(".truth.hdf5")
+    data.refuse_existing(out, truth_path, truth_path.with_suffix(".yaml"), overwrite=overwrite)
+    camera = Camera(offset, gain, read_noise, pixel_size)
+    if seed < 0:
+        raise ValueError(f"got --seed {seed}; expected 0 or more")
+    truth, chunks = simulate.blinking_movie(
+        np.random.default_rng(seed),
+        (h, w),
+        frames,
+        spots_per_frame=max(1, 30 * h * w // 128**2) if spots_per_frame is None else spots_per_frame,
+        photons=photons,
+        background=tuple(background),
+        sigma=tuple(sigma),
+        camera=camera,
+    )
+
+    def shown() -> Iterator[np.ndarray]:
+        # disable=None: no bar where stderr is not a terminal
+        with tqdm(total=frames, unit="frame", disable=True if quiet else None, leave=False) as bar:
+            for chunk in chunks:
+                yield chunk
+                bar.update(len(chunk))
+
+    data.write_tiff(out, shown(), (frames, h, w), np.uint16, camera)
+    data.write_picasso(truth_path, truth, (frames, h, w), pixel_size, {"Movie": out.name, "Seed": seed})
+    if not quiet:
+        _show({"movie": out, "truth": truth_path, "frames": f"{frames} of {h} x {w}", "spots": len(truth)})
+
+
+def _info(movie: Path) -> None:
+    from . import data
+
+    with data.open_movie(movie) as file:
+        frames, h, w = file.shape
+        first = file.read(0, 1)
+        low, middle, high = np.nanmin(first), np.nanmedian(first), np.nanmax(first)
+        rows = {
+            "file": movie,
+            "size": f"{movie.stat().st_size / 1e6:.4g} MB",
+            "frames": f"{frames} of {h} x {w}",
+            "dtype": file.dtype,
+            "first frame": f"min {low:g}, median {middle:g}, max {high:g}",
+        }
+        for name, unit in (("offset", "counts"), ("gain", "e/count"), ("read_noise", "e"), ("pixel_size", "µm")):
+            value = file.camera.get(name)
+            rows[name] = "not in the file" if value is None else f"{value:g} {unit}"
+        if file.warnings:
+            rows["warning"] = "; ".join(file.warnings)
+        _show(rows)
+
+
+def _fit(movie: Path, out: Path | None, overwrite: bool, quiet: bool, **options: Any) -> None:
+    from .localize import pipeline
+
+    camera = {k: v for k in ("offset", "gain", "read_noise", "pixel_size") if (v := options.pop(k)) is not None}
+    given = {k: v for k, v in options.items() if v is not None}  # the rest are the pipeline's defaults
+    out = movie.with_suffix(".fit") if out is None else out
+    report = pipeline.fit_movie(movie, out, camera, quiet=quiet, overwrite=overwrite, **given)
+    if not quiet:
+        sys.stdout.writelines(f"{line}\n" for line in _summary(report, out))
+
+
+def _show(rows: dict[str, Any]) -> None:
+    """Write `rows` to stdout as two columns."""
+    width = max(map(len, rows), default=0)
+    for name, value in rows.items():
+        sys.stdout.write(f"{name.replace('_', ' '):{width}}  {value}\n")
+
+
+def _summary(report: dict[str, Any], out: Path) -> Iterator[str]:
+    """The report's numbers for a reader, and where the files lie."""
+    loss, status = report["loss"], {k: n for k, n in report["status"].items() if n}
+    yield f"{report['localizations']} localizations of {report['spots']} spots in {report['movie']['frames']} frames"
+    yield "status: " + ", ".join(f"{k.replace('_', ' ')} {n}" for k, n in status.items())
+    yield (
+        f"loss on {loss['unseen_spots']} unseen spots: encoder {loss['encoder']:.4f}, refined {loss['refined']:.4f}, "
+        f"noise floor {loss['noise_floor']:.4f} nats per pixel ({loss['noise_floor_from']})"
+    )
+    if "encoder" in report:
+        names = list(report["encoder"]["rmse_over_crlb"])
+        yield f"{'RMSE / CRLB, unseen spots':<26}" + "".join(f"{name:>12}" for name in names)
+        for stage in ("encoder", "refined"):
+            yield f"{stage:<26}" + "".join(f"{v:12.3f}" for v in report[stage]["rmse_over_crlb"].values())
+    yield "seconds: " + ", ".join(f"{stage} {s:.1f}" for stage, s in report["seconds"].items())
+    yield from (f"warning: {text}" for text in report["warnings"])
+    yield f"files in {out}: " + ", ".join(sorted(p.name for p in out.iterdir()))
+
+
+def _terminate(*_: object) -> NoReturn:
+    """Leave as on Ctrl-C when a scheduler ends the job, so that temporary files are removed."""
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def _fail(message: str, status: int) -> int:
+    sys.stderr.write(f"smlmcore: error: {' '.join(message.split())}\n")
+    return status

@@ -1,0 +1,94 @@
+"""Figures, on matplotlib's object interface: nothing is shown, no global state is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+INK, ACCENT, SECOND, FAINT = "#1f2933", "#0b7285", "#e8590c", "#adb5bd"
+
+
+def report(
+    report: Mapping[str, Any],
+    table: np.ndarray,
+    shape: tuple[int, int, int],
+    images: np.ndarray,
+    prediction: np.ndarray,
+    history: Mapping[str, list[float]],
+    errors: Mapping[str, np.ndarray],
+) -> Figure:
+    """The picture of one run: sample spots with prediction and residual, loss, errors, and the reconstruction.
+
+    `images`, `prediction` (m, h, w): sample spots in photoelectrons; `errors`: position errors in units of the CRLB
+    by stage, or, where the truth is unknown, {"uncertainty": lateral uncertainty in pixels}.
+    """
+    from .localize import render
+
+    figure = Figure(figsize=(13, 8.6), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.0, 1.15])
+    movie = report["movie"]
+    figure.suptitle(
+        f"{movie['file']}: {report['localizations']:,} localizations in {movie['frames']:,} frames",
+        color=INK,
+        fontsize=14,
+    )
+    _samples(top, images, prediction, report["camera"]["read_noise"])
+    loss, histogram, picture = bottom.subplots(1, 3, width_ratios=[1, 1, 1.1])
+    _loss(loss, history, report["loss"])
+    _errors(histogram, errors)
+    picture.imshow(render(table, shape[1:], zoom=8), cmap="inferno")
+    picture.set_title("reconstruction", color=INK)
+    picture.set_axis_off()
+    return figure
+
+
+def _samples(figure: Any, images: np.ndarray, prediction: np.ndarray, read_noise: float) -> None:
+    """Three rows: data, prediction, and residual in units of its standard deviation."""
+    residual = (images - prediction) / np.sqrt(prediction + read_noise**2)
+    axes = figure.subplots(3, max(len(images), 1), squeeze=False)
+    for column in range(len(images)):
+        limits = {"vmin": np.nanmin(images[column]), "vmax": np.nanmax(images[column])}
+        axes[0, column].imshow(images[column], cmap="viridis", **limits)
+        axes[1, column].imshow(prediction[column], cmap="viridis", **limits)
+        axes[2, column].imshow(residual[column], cmap="RdBu_r", vmin=-4, vmax=4)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for axis, label in zip(axes[:, 0], ("data", "prediction", "residual / σ"), strict=True):
+        axis.set_ylabel(label, color=INK)
+
+
+def _loss(axis: Any, history: Mapping[str, list[float]], loss: Mapping[str, Any]) -> None:
+    """What the loss on unseen spots is above that of the best fit to each of them, and where the true parameters are."""
+    excess = np.maximum(np.array(history["validation"]) - loss["refined"], 1e-5)
+    axis.semilogy(history["epoch"], excess, color=ACCENT, lw=1.8, label="encoder")
+    above = loss["noise_floor"] - loss["refined"]
+    axis.axhline(max(above, 1e-5), color=SECOND, ls="--", label=f"noise floor ({loss['noise_floor_from']})")
+    axis.set(xlabel="epoch", ylabel="loss above the best fit (nats per pixel)")
+    axis.set_title("learning without labels, unseen spots", color=INK)
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _errors(axis: Any, errors: Mapping[str, np.ndarray]) -> None:
+    """Histogram of position errors over the bound, with the normal density, or of the uncertainties."""
+    if set(errors) == {"uncertainty"}:
+        values = errors["uncertainty"]
+        axis.hist(values, bins=60, range=(0, max(np.percentile(values, 99), 1e-3) if len(values) else 1), color=ACCENT)
+        axis.set(xlabel="lateral uncertainty (pixels)", ylabel="localizations")
+        axis.set_title("uncertainty (Cramér–Rao)", color=INK)
+    else:
+        bins = np.linspace(-5, 5, 81)
+        for (name, values), color in zip(errors.items(), (FAINT, ACCENT), strict=True):
+            density, _ = np.histogram(values, bins=bins)
+            density = density / max(density.sum(), 1) / (bins[1] - bins[0])
+            axis.stairs(density, bins, lw=1.8, color=color, label=name)
+        centre = (bins[1:] + bins[:-1]) / 2
+        axis.plot(centre, np.exp(-(centre**2) / 2) / np.sqrt(2 * np.pi), color=SECOND, ls="--", label="the bound")
+        axis.set(xlabel="error of x, y / CRLB", ylabel="density")
+        axis.set_title("error on unseen spots", color=INK)
+        axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
