@@ -15,10 +15,10 @@ __device__ inline Axis gaussian_axis(int i, REAL centre, REAL sigma) {
 }
 
 // Tables of both axes in shared memory; all threads of the block take part and meet at the end.
-template <int H, int W>
+template <int HEIGHT, int WIDTH>
 __device__ inline void gaussian_tables(REAL x, REAL y, REAL sigma, Axis* along_x, Axis* along_y) {
-    for (int i = threadIdx.x; i < W + H; i += blockDim.x)
-        if (i < W) along_x[i] = gaussian_axis(i, x, sigma);
-        else along_y[i - W] = gaussian_axis(i - W, y, sigma);
+    for (int i = threadIdx.x; i < WIDTH + HEIGHT; i += blockDim.x)
+        if (i < WIDTH) along_x[i] = gaussian_axis(i, x, sigma);
+        else along_y[i - WIDTH] = gaussian_axis(i - WIDTH, y, sigma);
     __syncthreads();
 }
