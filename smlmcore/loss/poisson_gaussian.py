@@ -1,0 +1,299 @@
+"""Negative log-likelihood of camera pixels: Poisson photoelectrons plus Gaussian read noise.
+
+For a prediction μ (photoelectrons), a datum d (photoelectrons, any real number) and a read-noise variance v:
+
+    exact:    L(d) = Σ_k Pois(k; μ) N(d − k; 0, v),     nll = −log L(d),    ∂nll/∂μ = 1 − L(d − 1) / L(d)
+    shifted:  nll = (μ+v) − x log(μ+v) + log Γ(x+1),    x = max(d+v, 0),    ∂nll/∂μ = 1 − x / (μ+v)
+
+The shifted form (Huang et al. 2013, Nat. Methods 10, 653) treats d + v as a Poisson number of mean μ + v.  Without read
+noise, v = 0, both are the Poisson likelihood continued to real data, negative data counting as zero.
+
+The exact sum runs outwards from its largest term.  The ratio of neighbouring terms is itself updated by a factor
+1 − (1 + δ(k+1)) / (k+2), δ = 1 − exp(−1/v), so that no term costs an exponential and large k lose no digits.
+
+At the edges: where d is NaN, or v is NaN or infinite, the pixel is masked and nll and slope are 0.  For μ < 0 nll is
+infinite and the slope that of μ = 0, pointing back.  Slopes are finite: they stop at the largest number of the dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numba
+import numpy as np
+from scipy.special import gammaln, logsumexp
+
+from .. import backend, kernel
+from ..autograd import op
+from ..backend import Array
+
+LARGEST = {4: 3.4e38, 8: 1.7e308}  # steepest slope, by bytes of the dtype
+
+
+def _reference(prediction, data, variance, exact, nll, slope):
+    for i, pixel in enumerate(zip(prediction, data, variance, strict=True)):
+        nll[i], slope[i] = _reference_pixel(*pixel, exact)
+
+
+def _reference_pixel(mu, d, v, exact):
+    if np.isnan(d) or not v < np.inf:
+        return 0.0, 0.0
+    if mu < 0:
+        return np.inf, _reference_pixel(0.0, d, v, exact)[1]
+    if v == 0 or not exact:
+        x, mean = max(d + v, 0.0), mu + v
+        slope = 1.0 if x == 0 else 1 - x / mean if mean > 0 else -np.inf
+        return -float(_log_poisson(np.array(x), mean)), max(slope, -LARGEST[8])
+    # the largest term lies between μ and d, and is no wider than Poisson noise
+    room = 12 * math.sqrt(max(mu, d, 1.0)) + 40
+    k = np.arange(max(0.0, math.floor(min(mu, d) - room)), max(mu, d) + room)
+    prior = _log_poisson(k, mu)
+    total = logsumexp(prior - (d - k) ** 2 / (2 * v))
+    shifted = logsumexp(prior - (d - 1 - k) ** 2 / (2 * v))
+    ratio = math.exp(min(shifted - total, math.log(LARGEST[8])))
+    return 0.5 * math.log(2 * math.pi * v) - total, 1 - ratio
+
+
+def _log_poisson(x, mu):
+    """log(μˣ e^−μ / Γ(x+1)); for large x by Stirling's series, as the three terms would cancel."""
+    if mu == 0:
+        return np.where(x == 0, 0.0, -np.inf)
+    y = np.maximum(x, 16.0)
+    u = (mu - y) / y
+    series = (1 / 12 - (1 / 360 - (1 / 1260 - (1 / 1680 - 1 / 1188 / y**2) / y**2) / y**2) / y**2) / y
+    large = -0.5 * np.log(2 * np.pi * y) - series - y * (u - np.log1p(u))
+    return np.where(x < 16, x * np.log(mu) - mu - gammaln(x + 1), large)
+
+
+@numba.njit(cache=True, error_model="numpy", parallel=True)
+def _cpu(prediction, data, variance, exact, nll, slope):
+    # Each pixel in float64 whatever the dtype: its loops are short and of unequal length, so there is no SIMD to win,
+    # and only the stored precision is summed for.
+    single = prediction.itemsize == 4
+    steepest = -3.4e38 if single else -1.7e308
+    tiny = 1e-9 if single else 1e-18
+    for i in numba.prange(prediction.size):
+        mu, d, v = np.float64(prediction[i]), np.float64(data[i]), np.float64(variance[i])
+        if math.isnan(d) or not v < math.inf:
+            nll[i] = slope[i] = 0
+            continue
+        valid = mu if not mu < 0 else 0.0
+        if exact and v > 0:
+            value, gradient = _marginal(valid, d, v, tiny)
+        else:
+            value, gradient = _continuous(valid + v, max(d + v, 0.0))
+        nll[i] = math.inf if mu < 0 else value
+        slope[i] = max(gradient, steepest) if not math.isnan(gradient) else gradient
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _continuous(mu, x):
+    if x == 0:
+        return mu, 1.0
+    return -_cpu_log_poisson(x, mu), 1 - x / mu
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _marginal(mu, d, v, tiny):
+    m = _mode(mu, d, v)
+    delta = -math.expm1(-1 / v)
+    # sums over the terms above the mode, in units of the first of them, t(m+1) = first t(m)
+    log_odds = (d - m - 0.5) / v
+    first = math.exp(_log_ratio(mu, m + 1) + log_odds)
+    t, ratio, j = 1.0, first, 1.0
+    up = up_moment = 0.0
+    while t > tiny:
+        up += t
+        up_moment += j * t
+        ratio -= ratio * ((1 + delta * (m + j)) / (m + j + 1))  # to 0 exactly where delta is 1
+        t *= ratio
+        j += 1
+    # and below, in units of t(m)
+    down = down_moment = 0.0
+    if m > 0:
+        t = ratio = math.exp(-_log_ratio(mu, m) - (d - m + 0.5) / v)
+        j = 1.0
+        while t > tiny:
+            down += t
+            down_moment += j * t
+            ratio -= ratio * ((1 + delta * (m - j)) / (m - j + 1))
+            t *= ratio
+            j += 1
+    total = 1 + first * up + down
+    nll = 0.5 * math.log(2 * math.pi * v) + (d - m) ** 2 / (2 * v) - math.log(total)
+    nll -= _cpu_log_poisson(m, mu)
+    if m > 0:
+        return nll, ((mu - m) - (first * up_moment - down_moment) / total) / mu
+    return nll, 1 - math.exp(log_odds) * up_moment / total  # t(1) / μ, finite at μ = 0
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _mode(mu, d, v):
+    """The k of the largest term, by Newton's method: term k+1 equals term k where log(μ/(k+1)) + (d−k−½)/v = 0."""
+    k = mu * max(d + v, 0.0) / (mu + v)
+    for _ in range(30):
+        step = (math.log(mu / (k + 1)) + (d - k - 0.5) / v) * (k + 1) * v / (k + 1 + v)
+        new = max(k + step, 0.0)
+        near = abs(new - k) < 0.5
+        k = new
+        if near:
+            break
+    return np.ceil(k)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _log_ratio(mu, k):
+    """log(μ/k), to the last digit where μ and k are close."""
+    return math.log1p((mu - k) / k) if 0.5 * k < mu < 2 * k else math.log(mu / k)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _cpu_log_poisson(x, mu):
+    if x < 16:
+        return (x * math.log(mu) if x > 0 else 0.0) - mu - math.lgamma(x + 1)
+    y = 1 / (x * x)
+    series = (1 / 12 - (1 / 360 - (1 / 1260 - (1 / 1680 - y / 1188) * y) * y) * y) / x
+    return -0.5 * math.log(2 * math.pi * x) - series - _deviance(x, mu)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _deviance(x, mu):
+    """x log(x/μ) + μ − x, by a series in u = (x−μ)/(x+μ) where the terms cancel (Loader 2000)."""
+    u = (x - mu) / (x + mu)
+    if abs(u) > 0.1:
+        return x * math.log(x / mu) + mu - x
+    s = 0.0
+    for j in range(8, 0, -1):
+        s = u * u * (s + 1 / (2 * j + 1))
+    return u * (x - mu + 2 * x * s)
+
+
+def _sample(rng, n, exact):
+    """Data drawn from the model over all magnitudes, and the edges: dark, masked, negative, noise-free."""
+    mu = 10 ** rng.uniform(-2, 6, n)
+    v = rng.choice([0.0, 0.01, 1.0, 2.5, 30.0, 2500.0], n)
+    d = rng.poisson(mu) + np.sqrt(v) * rng.standard_normal(n)
+    edges = np.array(
+        [(0, 0.3, 1), (0, -3, 2), (0, 0, 0), (3, np.nan, 1), (3, 2, np.inf), (-1, 1, 4), (60, -20, 9), (1, 20, 25)]
+    )
+    use = min(n, len(edges))
+    mu[:use], d[:use], v[:use] = edges[:use].T
+    return [mu, d, v, exact]
+
+
+_kernel = kernel.register(
+    "poisson_gaussian",
+    "prediction[n] data[n] variance[n] exact:int -> nll[n] slope[n]",
+    _reference,
+    cpu=_cpu,
+    cuda=kernel.Cuda("poisson_gaussian.cu", lambda dims: -(-dims["n"] // 128)),
+    sample=_sample,
+    cases=tuple({"n": n, "exact": exact} for exact in (1, 0) for n in (0, 1, 301)),
+    bench={"n": 1_000_000, "exact": 0},
+)
+
+
+@op
+def _poisson_gaussian(prediction, data, variance, *, exact):
+    nll, slope = _value_and_slope(prediction, data, variance, exact)
+    return nll, slope
+
+
+@_poisson_gaussian.vjp
+def _(slope, g):
+    return (g * slope, None, None)
+
+
+def poisson_gaussian(prediction: Any, data: Array, variance: Any = 0.0, exact: bool = True) -> Any:
+    """Negative log-likelihood of every pixel, in nats: the formulas at the head of this module.
+
+    `prediction` (...) expected photoelectrons, array or Tensor; `data` (...) measured photoelectrons, same shape; NaN
+    masks a pixel; `variance` read-noise variance in electrons², broadcast to `data`: scalar, (h, w) map, (n, h, w).
+    `exact=False` takes the shifted Poisson form.  Differentiable in `prediction` only.
+
+    Raises `ValueError` for shapes that do not fit and for a negative variance, `TypeError` for mixed backends.
+
+    >>> poisson_gaussian(np.array([4.0]), np.array([3.2]), variance=1.5).round(4)
+    array([1.78])
+    """
+    return _poisson_gaussian(prediction, data, variance, exact=exact)
+
+
+def slope(prediction: Array, data: Array, variance: Any = 0.0, exact: bool = True) -> Array:
+    """∂nll/∂prediction of every pixel, on plain arrays; arguments as for `poisson_gaussian`.
+
+    >>> slope(np.array([4.0]), np.array([4.0]))
+    array([0.])
+    """
+    return _value_and_slope(prediction, data, variance, exact)[1]
+
+
+def deviance(prediction: Array, data: Array, variance: Any = 0.0) -> Array:
+    """Deviance of every pixel, 2 [x log(x/(μ+v)) − (d − μ)] with x = max(d+v, 0): about χ² with one degree of freedom.
+
+    In the shifted Poisson form, which has a finite best likelihood; arguments as for `poisson_gaussian`.  Where d + v
+    is negative, x stands for d + v in both terms, so the deviance is never negative.  NaN pixels give 0.
+
+    >>> deviance(np.array([4.0, 4.0]), np.array([4.0, 8.0])).round(3)
+    array([0.   , 3.09])
+    """
+    mu, d, v = _arguments(prediction, data, variance)
+    xp = backend.module(mu)
+    x, mean = xp.maximum(d + v, 0), mu + v
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log = xp.where(x > 0, x * xp.log(xp.where(x > 0, x, 1) / mean), 0)
+    value = xp.where(mu < 0, np.inf, 2 * (log - (x - mean)))
+    return xp.where(xp.isnan(d) | ~(v < np.inf), 0, value).astype(mu.dtype)
+
+
+@dataclass(frozen=True)
+class PoissonGaussian:
+    """`poisson_gaussian` as the loss part of a model: `loss(prediction, data, variance)`.
+
+    >>> PoissonGaussian()(np.array([4.0]), np.array([4.0])).round(4)
+    array([1.6329])
+    """
+
+    exact: bool = True
+
+    def configuration(self) -> dict[str, Any]:
+        """What makes this part again, JSON-ready."""
+        return asdict(self)
+
+    def __call__(self, prediction: Any, data: Array, variance: Any = 0.0) -> Any:
+        """Negative log-likelihood of every pixel."""
+        return poisson_gaussian(prediction, data, variance, self.exact)
+
+    def value_and_slope(self, prediction: Array, data: Array, variance: Any = 0.0) -> tuple[Array, Array]:
+        """Negative log-likelihood of every pixel and its derivative, of plain arrays, in one pass."""
+        return _value_and_slope(prediction, data, variance, self.exact)
+
+
+def _value_and_slope(prediction: Array, data: Array, variance: Any, exact: bool) -> tuple[Array, Array]:
+    mu, d, v = _arguments(prediction, data, variance)
+    xp = backend.module(mu)
+    nll, gradient = xp.empty(mu.size, mu.dtype), xp.empty(mu.size, mu.dtype)
+    _kernel(mu.ravel(), d.ravel(), v.ravel(), int(exact), out=(nll, gradient))
+    return nll.reshape(mu.shape), gradient.reshape(mu.shape)
+
+
+def _arguments(prediction: Array, data: Array, variance: Any) -> tuple[Array, Array, Array]:
+    """The three as arrays of one shape and of the prediction's dtype."""
+    xp = backend.module(prediction, data, variance, name="poisson_gaussian")
+    mu = backend.asarray(prediction)
+    d, v = xp.asarray(data, mu.dtype), xp.asarray(variance, mu.dtype)
+    if d.shape != mu.shape:
+        raise ValueError(
+            f"poisson_gaussian got a prediction of shape {mu.shape} and data of shape {d.shape}; they must be equal"
+        )
+    if bool((v < 0).any()):
+        raise ValueError(f"poisson_gaussian got a variance down to {float(v.min()):g}; it is read_noise², 0 or more")
+    try:
+        return mu, d, xp.broadcast_to(v, mu.shape)
+    except ValueError:
+        raise ValueError(
+            f"poisson_gaussian got a variance of shape {v.shape} for images of shape {mu.shape}; expected a scalar, a "
+            "map (h, w) or one value for each pixel"
+        ) from None
