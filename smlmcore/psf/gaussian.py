@@ -178,6 +178,7 @@ def _block_per_image(dims: Mapping[str, int]) -> int:
 _CUDA = kernel.Cuda("gaussian2d.cu", _block_per_image, threads=128, constants=("h", "w"))
 _SIZES = [(0, 5, 5), (1, 1, 1), (3, 7, 7), (2, 5, 12), (33, 11, 11), (1, 17, 9)]
 _CASES = tuple({"n": n, "h": h, "w": w, "e": e} for n, h, w in _SIZES for e in (0, 1, 3))
+_BENCH = {"n": 50_000, "h": 11, "w": 11, "e": 1}
 
 render_kernel = kernel.register(
     "gaussian2d_render",
@@ -187,6 +188,7 @@ render_kernel = kernel.register(
     cuda=_CUDA,
     sample=_sample,
     cases=_CASES,
+    bench=_BENCH,
 )
 render_vjp_kernel = kernel.register(
     "gaussian2d_render_vjp",
@@ -196,6 +198,7 @@ render_vjp_kernel = kernel.register(
     cuda=_CUDA,
     sample=_sample_vjp,
     cases=_CASES,
+    bench=_BENCH,
 )
 partials_kernel = kernel.register(
     "gaussian2d_partials",
@@ -205,6 +208,7 @@ partials_kernel = kernel.register(
     cuda=_CUDA,
     sample=_sample_partials,
     cases=tuple({"n": n, "h": h, "w": w} for n, h, w in _SIZES),
+    bench={"n": 50_000, "h": 11, "w": 11},
 )
 
 # ---------------------------------------------------------------- the op and the PSF
