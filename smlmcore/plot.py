@@ -13,8 +13,7 @@ INK, ACCENT, SECOND, FAINT = "#1f2933", "#0b7285", "#e8590c", "#adb5bd"
 
 def report(
     report: Mapping[str, Any],
-    table: np.ndarray,
-    shape: tuple[int, int, int],
+    reconstruction: np.ndarray,
     images: np.ndarray,
     prediction: np.ndarray,
     history: Mapping[str, list[float]],
@@ -22,11 +21,10 @@ def report(
 ) -> Figure:
     """The picture of one run: sample spots with prediction and residual, loss, errors, and the reconstruction.
 
-    `images`, `prediction` (m, h, w): sample spots in photoelectrons; `errors`: position errors in units of the CRLB
-    by stage, or, where the truth is unknown, {"uncertainty": lateral uncertainty in pixels}.
+    `reconstruction`: image of the localizations; `images`, `prediction` (m, h, w): sample spots in photoelectrons;
+    `errors`: position errors in units of the CRLB by stage, or, where the truth is unknown,
+    {"uncertainty": lateral uncertainty in pixels}.
     """
-    from .localize import render
-
     figure = Figure(figsize=(13, 8.6), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[1.0, 1.15])
     movie = report["movie"]
@@ -39,7 +37,7 @@ def report(
     loss, histogram, picture = bottom.subplots(1, 3, width_ratios=[1, 1, 1.1])
     _loss(loss, history, report["loss"])
     _errors(histogram, errors)
-    picture.imshow(render(table, shape[1:], zoom=8), cmap="inferno")
+    picture.imshow(reconstruction, cmap="inferno")
     picture.set_title("reconstruction", color=INK)
     picture.set_axis_off()
     return figure
@@ -62,7 +60,7 @@ def _samples(figure: Any, images: np.ndarray, prediction: np.ndarray, read_noise
 
 
 def _loss(axis: Any, history: Mapping[str, list[float]], loss: Mapping[str, Any]) -> None:
-    """What the loss on unseen spots is above that of the best fit to each of them, and where the true parameters are."""
+    """The loss on unseen spots above that of the best fit to each of them, and where the true parameters are."""
     excess = np.maximum(np.array(history["validation"]) - loss["refined"], 1e-5)
     axis.semilogy(history["epoch"], excess, color=ACCENT, lw=1.8, label="encoder")
     above = loss["noise_floor"] - loss["refined"]

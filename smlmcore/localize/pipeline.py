@@ -20,6 +20,7 @@ from ..training import Trainer
 from .cut import cut
 from .detect import detect, isolated
 from .evaluate import evaluate
+from .render import render
 
 OUTPUTS = ("localizations.hdf5", "localizations.yaml", "localizations.csv", "model.npz", "report.json", "report.png")
 TRAINING_STEPS = 2400  # enough for the encoder to reach the bound on a movie of any length
@@ -203,7 +204,7 @@ def draw(report, table, shape, spots, predicted, held_out, history, errors) -> A
     rows = rows[np.linspace(0, len(rows) - 1, min(8, len(rows))).astype(int)]
     images = spots.images[rows]
     prediction = Gaussian2D().render({name: v[rows] for name, v in predicted.items()}, images.shape[1:])
-    return plot.report(report, table, shape, images, prediction, history, errors)
+    return plot.report(report, render(table, shape[1:]), images, prediction, history, errors)
 
 
 def write(

@@ -1,0 +1,1 @@
+"""Measurements of speed, each beside its peer in the same process and run: `python -m bench`."""
