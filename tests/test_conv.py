@@ -127,8 +127,9 @@ def test_narrow_vectors_give_the_same(monkeypatch):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("vector", [8, 16])
-@pytest.mark.parametrize(("rows", "width"), [(1, 8), (3, 16), (4, 24), (12, 16)])
+@pytest.mark.parametrize(
+    ("vector", "rows", "width"), [(8, 1, 8), (8, 3, 16), (8, 4, 24), (8, 12, 16), (16, 1, 8), (16, 3, 16), (16, 12, 32)]
+)
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_vector_code_equals_plain_loops(monkeypatch, vector, rows, width, accumulate):
     monkeypatch.setattr(simd, "VECTOR", vector)
@@ -151,6 +152,12 @@ def test_vector_code_equals_plain_loops(monkeypatch, vector, rows, width, accumu
     )
     run(x, weight, got, init, table, length, row, step, init_row)
     np.testing.assert_allclose(got, want, rtol=0, atol=rounding(2 * length + 1, np.float32))
+
+
+def test_a_tile_that_is_no_whole_number_of_vectors_is_refused(monkeypatch):
+    monkeypatch.setattr(simd, "VECTOR", 16)
+    with pytest.raises(ValueError, match="24 columns"):
+        simd._tile(4, 24)
 
 
 def test_input_gradient_of_plain_images_is_not_computed(monkeypatch):

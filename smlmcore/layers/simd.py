@@ -91,6 +91,8 @@ def _pack(matrix, widths):
 def _tile(rows: int, width: int):
     """The intrinsic for `rows` rows by `width` columns: the arguments of `product` without the first and last."""
     lanes = min(width, VECTOR)
+    if width % lanes:
+        raise ValueError(f"a tile of {width} columns is no whole number of vectors of {lanes}; it would write beyond")
     vector = ir.VectorType(_FLOAT, lanes)
 
     def codegen(context, b, signature, args):
