@@ -22,7 +22,7 @@ class Parameter:
     """How a feature f becomes a parameter: `linear` offset + scale f, `tanh` offset + scale tanh f,
     `exp` offset exp(scale f), `softplus` offset + scale log(1 + e^f).
 
-    >>> Parameter("tanh", offset=5.0, scale=3.0)(0.0)
+    >>> float(Parameter("tanh", offset=5.0, scale=3.0)(0.0))
     5.0
     """
 
