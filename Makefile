@@ -26,7 +26,7 @@ setup: .venv/test.stamp  ## virtual environment with everything that the tests n
 
 demo: .venv/run.stamp  ## simulate a movie (or take MOVIE=path, ARGS="--offset 100 ...") and fit it
 	@mkdir -p $(DEMO)
-	$(if $(filter $(DEMO)/movie.tif,$(MOVIE)),$(BIN)/smlmcore simulate $(MOVIE) --seed 1 --overwrite)
+	$(if $(filter $(DEMO)/movie.tif,$(MOVIE)),$(BIN)/smlmcore simulate $(MOVIE) --structure filaments --spots-per-frame 16 --frames 1700 --seed 1 --overwrite)
 	$(BIN)/smlmcore fit '$(MOVIE)' --out $(DEMO)/result --overwrite $(ARGS)
 
 test: .venv/test.stamp  ## all tests

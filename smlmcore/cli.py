@@ -74,6 +74,7 @@ def _simulate_parser(commands: Any) -> None:
     _number(p, "--frames", int, "number of frames", 1000)
     _number(p, "--shape", int, "size of a frame, pixels", (128, 128), metavar=("H", "W"))
     _number(p, "--spots-per-frame", int, "molecules in each frame (default: 30 per 128 x 128 pixels)")
+    p.add_argument("--structure", choices=("filaments", "uniform"), default="uniform", help="where the molecules are")
     _number(p, "--photons", float, "median photons of a molecule", 2000.0)
     _number(p, "--background", float, "photons per pixel", (5.0, 15.0), metavar=("LOW", "HIGH"))
     _number(p, "--sigma", float, "width of the PSF, pixels", (1.1, 1.5), metavar=("LOW", "HIGH"))
@@ -138,6 +139,7 @@ def _simulate(
     frames: int,
     shape: Sequence[int],
     spots_per_frame: int | None,
+    structure: str,
     photons: float,
     background: Sequence[float],
     sigma: Sequence[float],
@@ -162,8 +164,9 @@ def _simulate(
     camera = Camera(offset, gain, read_noise, pixel_size)
     if seed < 0:
         raise ValueError(f"got --seed {seed}; expected 0 or more")
+    rng = np.random.default_rng(seed)
     truth, chunks = simulate.blinking_movie(
-        np.random.default_rng(seed),
+        rng,
         (h, w),
         frames,
         spots_per_frame=max(1, 30 * h * w // 128**2) if spots_per_frame is None else spots_per_frame,
@@ -171,6 +174,7 @@ def _simulate(
         background=tuple(background),
         sigma=tuple(sigma),
         camera=camera,
+        sites=simulate.filaments(rng, (h, w)) if structure == "filaments" else None,
     )
 
     def shown() -> Iterator[np.ndarray]:

@@ -37,7 +37,8 @@ def report(
     loss, histogram, picture = bottom.subplots(1, 3, width_ratios=[1, 1, 1.1])
     _loss(loss, history, report["loss"])
     _errors(histogram, errors)
-    picture.imshow(reconstruction, cmap="inferno")
+    bright = reconstruction[reconstruction > 0]
+    picture.imshow(reconstruction, cmap="inferno", vmax=np.percentile(bright, 98) if len(bright) else 1)
     picture.set_title("reconstruction", color=INK)
     picture.set_axis_off()
     return figure

@@ -26,15 +26,17 @@ def blinking_movie(
     background: tuple[float, float] = (5.0, 15.0),
     sigma: tuple[float, float] = (1.1, 1.5),
     min_distance: float = 14.0,
+    sites: np.ndarray | None = None,
     camera: Camera | None = None,
     dtype: Any = np.uint16,
 ) -> tuple[np.ndarray, Iterator[np.ndarray]]:
     """Frames of isolated molecules, each lit in one frame only: the truth at once, the counts chunk by chunk.
 
-    Per frame: `spots_per_frame` molecules uniform over the field of `shape` (height, width), no two closer than
-    `min_distance` pixels; one background, uniform in `background` (photons per pixel).  Per molecule: photons
-    log-normal with median `photons` and logarithmic standard deviation `photons_spread`; sigma uniform in `sigma`
-    (pixels).  The image is `psf.Gaussian2D`, integrated over the pixels, seen by `camera` (default: offset 100,
+    Per frame: `spots_per_frame` molecules uniform over the field of `shape` (height, width), or over the `sites`
+    (m, 2), x and y in pixels, of a labelled structure (see `filaments`), no two closer than `min_distance` pixels; one
+    background, uniform in `background` (photons per pixel).  Per molecule: photons log-normal with median `photons`
+    and logarithmic standard deviation `photons_spread`; sigma uniform in `sigma` (pixels).  The image is
+    `psf.Gaussian2D`, integrated over the pixels, seen by `camera` (default: offset 100,
     0.5 electrons per count, read noise 1.5, pixels of 0.1 µm).
 
     Returns the truth, a table of frame, x, y, photons, background, sigma_x, sigma_y in float64, and an iterator over
@@ -63,7 +65,7 @@ def blinking_movie(
     if not 0 <= min_distance < np.inf:
         raise ValueError(f"blinking_movie got min_distance {min_distance}; expected a number of pixels, 0 or more")
     camera = Camera(offset=100.0, gain=0.5, read_noise=1.5, pixel_size=0.1) if camera is None else camera
-    x, y = _isolated(rng, shape, frames, spots_per_frame, min_distance)
+    x, y = _isolated(rng, shape, frames, spots_per_frame, min_distance, sites)
     each = (frames, spots_per_frame)
     parameters = {
         "x": x,
@@ -84,17 +86,47 @@ def blinking_movie(
     return truth, _expose(rng.spawn(1)[0], shape, frames, parameters, camera, dtype)
 
 
+def filaments(
+    rng: np.random.Generator, shape: tuple[int, int], count: int = 20, width: float = 0.15, bending: float = 0.04
+) -> np.ndarray:
+    """Sites (m, 2), x and y in pixels, along `count` random filaments through a field of `shape` (height, width).
+
+    Each is a worm-like chain in steps of 0.05 pixels that starts in the field, in a random direction which changes by
+    a normal angle of standard deviation `bending` per square root of a pixel; the labels lie to either side of it with
+    standard deviation `width` pixels.
+
+    >>> filaments(np.random.default_rng(0), (32, 48)).shape[1]
+    2
+    """
+    h, w = shape
+    step, steps = 0.05, int(20 * 1.5 * (h + w))
+    turns = rng.normal(0, bending * step**0.5, (count, steps))
+    angle = rng.uniform(0, 2 * np.pi, (count, 1)) + np.cumsum(turns, axis=1)
+    start = rng.uniform(0, 1, (count, 1, 2)) * (w - 1, h - 1)
+    path = start + step * np.cumsum(np.stack([np.cos(angle), np.sin(angle)], -1), axis=1)
+    sites = (path + rng.normal(0, width, path.shape)).reshape(-1, 2)
+    return sites[((sites > -0.5) & (sites < (w - 0.5, h - 0.5))).all(1)]
+
+
 def _isolated(
-    rng: np.random.Generator, shape: tuple[int, int], frames: int, spots: int, distance: float
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    frames: int,
+    spots: int,
+    distance: float,
+    sites: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """x, y (frames, spots), uniform over the field under the condition that no two of a frame are too close."""
+    """x, y (frames, spots), uniform over the field or the sites where no two of a frame are too close."""
     h, w = shape
     x, y = np.empty((2, frames, spots))
     for k in range(spots):  # all frames at once, one molecule after another
         bad = np.arange(frames)
         for _ in range(TRIES):
-            x[bad, k] = rng.uniform(-0.5, w - 0.5, len(bad))
-            y[bad, k] = rng.uniform(-0.5, h - 0.5, len(bad))
+            if sites is None:
+                x[bad, k] = rng.uniform(-0.5, w - 0.5, len(bad))
+                y[bad, k] = rng.uniform(-0.5, h - 0.5, len(bad))
+            else:
+                x[bad, k], y[bad, k] = rng.choice(sites, len(bad)).T
             squared = (x[bad, :k] - x[bad, k, None]) ** 2 + (y[bad, :k] - y[bad, k, None]) ** 2
             bad = bad[(squared < distance**2).any(1)]
             if not len(bad):

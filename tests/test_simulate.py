@@ -118,3 +118,19 @@ def test_impossible_wishes(options, message):
 def test_randomness_is_explicit():
     with pytest.raises(TypeError, match="default_rng"):
         simulate.blinking_movie(0)
+
+
+def test_molecules_lie_on_the_sites_of_a_structure():
+    sites = simulate.filaments(np.random.default_rng(2), (40, 60), count=6)
+    assert ((sites > -0.5) & (sites < (59.5, 39.5))).all()
+    truth, _ = simulate.blinking_movie(np.random.default_rng(3), (40, 60), 20, spots_per_frame=2, sites=sites)
+    known = {tuple(site) for site in sites}
+    assert all((x, y) in known for x, y in zip(truth["x"], truth["y"], strict=True))
+
+
+def test_a_filament_is_a_line_of_its_width():
+    site = simulate.filaments(np.random.default_rng(0), (64, 64), count=1, width=0.2, bending=0.0)
+    centred = site - site.mean(0)
+    across = centred @ np.linalg.svd(centred, full_matrices=False)[2][1]  # the direction of least spread
+    # n samples know a standard deviation to 1/sqrt(2n); truncation at the border of the field is far below that
+    assert abs(across.std() / 0.2 - 1) < 5 / np.sqrt(2 * len(site))
