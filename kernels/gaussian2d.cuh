@@ -16,9 +16,19 @@ __device__ inline Axis gaussian_axis(int i, REAL centre, REAL sigma) {
 
 // Tables of both axes in shared memory; all threads of the block take part and meet at the end.
 template <int HEIGHT, int WIDTH>
-__device__ inline void gaussian_tables(REAL x, REAL y, REAL sigma, Axis* along_x, Axis* along_y) {
+__device__ inline void gaussian_tables(REAL x, REAL y, REAL sigma_x, REAL sigma_y, Axis* along_x, Axis* along_y) {
     for (int i = threadIdx.x; i < WIDTH + HEIGHT; i += blockDim.x)
-        if (i < WIDTH) along_x[i] = gaussian_axis(i, x, sigma);
-        else along_y[i - WIDTH] = gaussian_axis(i - WIDTH, y, sigma);
+        if (i < WIDTH) along_x[i] = gaussian_axis(i, x, sigma_x);
+        else along_y[i - WIDTH] = gaussian_axis(i - WIDTH, y, sigma_y);
     __syncthreads();
+}
+
+// One pixel of a separable Gaussian: value, derivatives to x, y, photons and background.
+__device__ inline void separable_pixel(Axis a, Axis b, REAL photons, REAL background, REAL* value, REAL* d_x, REAL* d_y,
+                                       REAL* d_photons, REAL* d_background) {
+    *value = background + photons * b.value * a.value;
+    *d_x = photons * b.value * a.d_centre;
+    *d_y = photons * b.d_centre * a.value;
+    *d_photons = b.value * a.value;
+    *d_background = REAL(1);
 }

@@ -3,5 +3,7 @@
 A new PSF is one file here (formula, reference, numba body, registration) and one in `kernels/`.
 """
 
+from .astigmatic import AstigmaticGaussian
 from .base import PSF
+from .elliptic import EllipticGaussian2D
 from .gaussian import Gaussian2D

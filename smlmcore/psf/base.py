@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from .. import backend
 from ..autograd import Tensor, ops
+from . import moments
 
 
 class Bounds(NamedTuple):
@@ -25,10 +26,26 @@ class PSF(ABC):
     """A model image of one emitter, with derivatives.  `names` orders the columns of every parameter array (n, p).
 
     `linear` names the parameters in which the image is linear.  A subclass provides `render` and `partials`.
+
+    For fits on the CPU it provides besides, for one image, all arrays C-contiguous and of one dtype:
+
+        numba_partials(theta (p,), constants (k,), value (h, w), partials (p, h, w), scratch (m,))
+
+    a numba function that fills `value` and `partials`, with the PSF's `constants` and m = `scratch_size((h, w))`.
     """
 
     names: tuple[str, ...]
     linear: ClassVar[tuple[str, ...]] = ()
+    numba_partials: ClassVar[Callable[..., None]]
+
+    @property
+    def constants(self) -> np.ndarray:
+        """What `numba_partials` has to know of this PSF, float64: a fixed sigma, a calibration."""
+        return np.empty(0)
+
+    def scratch_size(self, shape: tuple[int, int]) -> int:
+        """Numbers of working memory that `numba_partials` needs for an image of `shape`."""
+        return 0
 
     @abstractmethod
     def render(self, parameters: Mapping[str, Any], shape: tuple[int, int]) -> Any:
@@ -50,9 +67,33 @@ class PSF(ABC):
             "y": Bounds(-1.0, float(h), 0.5),
             "photons": Bounds(1.0, np.inf, 10.0, 0.5),
             "background": Bounds(1e-3, np.inf, 1.0, 0.5),
-            "sigma": Bounds(0.2, float(max(h, w)), 0.0, 0.3),
+            "z": Bounds(-np.inf, np.inf, 0.1),
+            "angle": Bounds(-np.pi, np.pi, 0.3),
+            **dict.fromkeys(("sigma", "sigma_x", "sigma_y"), Bounds(0.2, float(max(h, w)), 0.0, 0.3)),
         }
         return {name: known[name] for name in self.names}
+
+    def initial(self, spots: Any, variance: Any = 0.0) -> Any:
+        """A first guess (n, p) from the moments of `spots` (n, h, w) in photoelectrons, finite and within `bounds`.
+
+        `variance`: read-noise variance, scalar, (h, w) or (n, h, w).  Pixels that are not finite are ignored.
+
+        >>> from smlmcore import psf
+        >>> image = psf.Gaussian2D(1.3).render({"x": [5.2], "y": [4.9], "photons": [900], "background": [2]}, (11, 11))
+        >>> psf.Gaussian2D(1.3).initial(image).round(1)
+        array([[  5.2,   4.9, 900. ,   2. ]])
+        """
+        data, weights = moments.weigh(spots, variance)
+        guess = self.guess(moments.measure(data), data, weights)
+        xp, bounds = backend.module(data), self.bounds(data.shape[1:])
+        return xp.stack([xp.clip(guess[k], *bounds[k][:2]).astype(data.dtype) for k in self.names], 1)
+
+    def guess(self, found: dict[str, Any], data: Any, weights: Any) -> dict[str, Any]:
+        """Each parameter (n,), from what `moments.measure` has `found` in `data` (n, h, w) with `weights`."""
+        shape = {k: found[k] for k in self.names if k not in ("photons", "background")}
+        image = self.render({**shape, "photons": 1.0, "background": 0.0}, data.shape[1:])
+        photons, background, _ = moments.brightness(image, data, weights)
+        return {**shape, "photons": photons, "background": background}
 
     def check(self, parameters: Any) -> Any:
         """`parameters` as a real array (n, p), or an error that names the columns."""
@@ -78,6 +119,14 @@ class PSF(ABC):
         """
         value, partials = self.partials(backend.asarray(parameters, np.float64), shape)
         return standard_errors(information(partials, 1 / (value + variance)))
+
+
+def run_partials(kernel: Any, theta: Any, shape: tuple[int, int], *constants: Any) -> tuple[Any, Any]:
+    """Images and derivatives from a kernel "parameters[n,p] ... -> value[n,h,w] partials[n,p,h,w]"."""
+    xp = backend.module(theta)
+    value = xp.empty((len(theta), *shape), theta.dtype)
+    partials = xp.empty((*theta.shape, *shape), theta.dtype)
+    return kernel(theta, *constants, out=(value, partials))
 
 
 def information(partials: Any, weights: Any) -> Any:
@@ -110,8 +159,10 @@ def stack_emitters(psf: PSF, values: Mapping[str, Any], per_emitter: Sequence[st
     expected = {*per_emitter, "background"}
     if set(values) != expected:
         raise ValueError(f"{name}.render got parameters {sorted(values)}; expected {sorted(expected)}")
-    backend.module(*(v.data if isinstance(v, Tensor) else v for v in values.values()), name=f"{name}.render")
-    arrays = {k: v if isinstance(v, Tensor) else backend.asarray(v) for k, v in values.items()}
+    data = [v.data if isinstance(v, Tensor) else v for v in values.values()]
+    backend.module(*data, name=f"{name}.render")
+    like = next(filter(backend.is_array, data), None)  # where numbers and lists go
+    arrays = {k: v if isinstance(v, Tensor) else backend.asarray(v, like=like) for k, v in values.items()}
     tensors = [a for a in arrays.values() if isinstance(a, Tensor)]
     given = tensors or [arrays[k] for k, v in values.items() if not np.isscalar(v)] or list(arrays.values())
     dtype = np.result_type(*(a.dtype for a in given))

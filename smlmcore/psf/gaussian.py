@@ -1,10 +1,13 @@
 """The pixel-integrated 2-D Gaussian PSF.
 
-    mu(i, j) = photons * E(i; y) * E(j; x) + background
-    E(i; c)  = 1/2 [erf((i + 1/2 - c) / (sqrt(2) sigma)) - erf((i - 1/2 - c) / (sqrt(2) sigma))]
+    mu(i, j)    = photons * E(i; y, sigma_y) * E(j; x, sigma_x) + background
+    E(i; c, s)  = 1/2 [erf((i + 1/2 - c) / (sqrt(2) s)) - erf((i - 1/2 - c) / (sqrt(2) s))]
 
-With u, v = (i -+ 1/2 - c) / sigma and the normal density f: dE/dc = (f(u) - f(v)) / sigma and
-dE/dsigma = (u f(u) - v f(v)) / sigma.  (Smith et al. 2010, Nature Methods 7, 373.)
+With u, v = (i -+ 1/2 - c) / s and the normal density f: dE/dc = (f(u) - f(v)) / s and dE/ds = (u f(u) - v f(v)) / s.
+(Smith et al. 2010, Nature Methods 7, 373.)
+
+The kernels that render have a sigma for each axis, so that every separable Gaussian can be drawn with them: here both
+are one parameter; `elliptic.py` has two, `astigmatic.py` two functions of z.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from scipy.special import erf
 
 from .. import backend, kernel
 from ..autograd import op
-from .base import PSF, stack_emitters
+from .base import PSF, run_partials, stack_emitters
 
 # ---------------------------------------------------------------- reference: the definition
 
@@ -33,15 +36,15 @@ def _axis(centre: Any, sigma: Any, size: int) -> tuple[Any, Any, Any]:
     return value, -np.diff(f, axis=-1) / s, -np.diff(u * f, axis=-1) / s
 
 
-def _render(x, y, photons, sigma, background, image):
+def _render(x, y, photons, sigma_x, sigma_y, background, image):
     h, w = image.shape[1:]
-    spots = np.einsum("ne,neh,new->nhw", photons, _axis(y, sigma, h)[0], _axis(x, sigma, w)[0])
+    spots = np.einsum("ne,neh,new->nhw", photons, _axis(y, sigma_y, h)[0], _axis(x, sigma_x, w)[0])
     image[...] = spots + np.asarray(background, float)[:, None, None]
 
 
-def _render_vjp(x, y, photons, sigma, gradient, gx, gy, gphotons, gsigma, gbackground):
+def _render_vjp(x, y, photons, sigma_x, sigma_y, gradient, gx, gy, gphotons, gsigma_x, gsigma_y, gbackground):
     h, w = gradient.shape[1:]
-    (a, a_c, a_s), (b, b_c, b_s) = _axis(x, sigma, w), _axis(y, sigma, h)
+    (a, a_c, a_s), (b, b_c, b_s) = _axis(x, sigma_x, w), _axis(y, sigma_y, h)
 
     def contract(rows, columns):
         return np.einsum("nhw,neh,new->ne", gradient.astype(float), rows, columns)
@@ -49,27 +52,35 @@ def _render_vjp(x, y, photons, sigma, gradient, gx, gy, gphotons, gsigma, gbackg
     gx[...] = photons * contract(b, a_c)
     gy[...] = photons * contract(b_c, a)
     gphotons[...] = contract(b, a)
-    gsigma[...] = photons * (contract(b_s, a) + contract(b, a_s))
+    gsigma_x[...] = photons * contract(b, a_s)
+    gsigma_y[...] = photons * contract(b_s, a)
     gbackground[...] = gradient.astype(float).sum((1, 2))
 
 
+def separable(x, y, photons, background, sigma_x, sigma_y, shape):
+    """Images (n, h, w) and their derivatives by name, of one emitter each: every argument is (n,), in float64."""
+    a, a_c, a_s = (v[:, None, :] for v in _axis(x, sigma_x, shape[1]))
+    b, b_c, b_s = (v[:, :, None] for v in _axis(y, sigma_y, shape[0]))
+    n = np.asarray(photons, float)[:, None, None]
+    spot = b * a
+    partials = {"x": n * b * a_c, "y": n * b_c * a, "photons": spot, "background": np.ones_like(spot)}
+    partials |= {"sigma_x": n * b * a_s, "sigma_y": n * b_s * a}
+    return n * spot + np.asarray(background, float)[:, None, None], partials
+
+
 def _partials(parameters, value, partials):
-    h, w = value.shape[1:]
-    x, y, photons, background, sigma = np.asarray(parameters, float).T
-    (a, a_c, a_s), (b, b_c, b_s) = _axis(x, sigma, w), _axis(y, sigma, h)
-    a, a_c, a_s = (v[:, None, :] for v in (a, a_c, a_s))
-    b, b_c, b_s = (v[:, :, None] for v in (b, b_c, b_s))
-    n = photons[:, None, None]
-    value[...] = n * b * a + background[:, None, None]
-    for column, d in enumerate((n * b * a_c, n * b_c * a, b * a, np.ones_like(value), n * (b_s * a + b * a_s))):
-        partials[:, column] = d
+    x, y, photons, background, sigma = parameters.T
+    value[...], d = separable(x, y, photons, background, sigma, sigma, value.shape[1:])
+    d["sigma"] = d["sigma_x"] + d["sigma_y"]
+    for column, name in enumerate(("x", "y", "photons", "background", "sigma")):
+        partials[:, column] = d[name]
 
 
 # ---------------------------------------------------------------- cpu
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _axis_cpu(centre, sigma, out):
+def axis_cpu(centre, sigma, out):
     """Fill out (3, size) with E and its derivatives; neighbouring pixels share an edge."""
     real = out.dtype.type
     q, half, root = real(1) / sigma, real(0.5), real(math.sqrt(0.5))
@@ -86,15 +97,65 @@ def _axis_cpu(centre, sigma, out):
         u, f, e = v, fv, ev
 
 
+@numba.njit(cache=True, error_model="numpy")
+def axes_cpu(x, y, sigma_x, sigma_y, shape, scratch):
+    """Tables (3, w) and (3, h) of both axes, in scratch (3 (h + w))."""
+    h, w = shape
+    a, b = scratch[: 3 * w].reshape(3, w), scratch[3 * w : 3 * (w + h)].reshape(3, h)
+    axis_cpu(x, sigma_x, a)
+    axis_cpu(y, sigma_y, b)
+    return a, b
+
+
+@numba.njit(cache=True, error_model="numpy")
+def separable_cpu(photons, background, a, b, value, d_x, d_y, d_photons, d_background):
+    """Value and the derivatives that every separable Gaussian has, from the tables of its axes."""
+    for r in range(value.shape[0]):
+        row, row_c = photons * b[0, r], photons * b[1, r]
+        for c in range(value.shape[1]):
+            value[r, c] = row * a[0, c] + background
+            d_x[r, c] = row * a[1, c]
+            d_y[r, c] = row_c * a[0, c]
+            d_photons[r, c] = b[0, r] * a[0, c]
+            d_background[r, c] = 1
+
+
+@numba.njit(cache=True, error_model="numpy")
+def widths_cpu(photons, a, b, slope_x, slope_y, out):
+    """out (h, w): derivative to a parameter that both sigmas depend on, with these slopes."""
+    for r in range(out.shape[0]):
+        row, row_s = photons * slope_x * b[0, r], photons * slope_y * b[2, r]
+        for c in range(out.shape[1]):
+            out[r, c] = row * a[2, c] + row_s * a[0, c]
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _spot(theta, constants, value, partials, scratch):
+    fixed = len(theta) == 4
+    sigma = constants[0] if fixed else theta[4]
+    a, b = axes_cpu(theta[0], theta[1], sigma, sigma, value.shape, scratch)
+    separable_cpu(theta[2], theta[3], a, b, value, partials[0], partials[1], partials[2], partials[3])
+    if not fixed:
+        one = value.dtype.type(1)
+        widths_cpu(theta[2], a, b, one, one, partials[4])
+
+
 @numba.njit(cache=True, parallel=True, error_model="numpy")
-def _render_cpu(x, y, photons, sigma, background, image):
-    h, w = image.shape[1:]
-    for i in numba.prange(x.shape[0]):
-        a, b = np.empty((3, w), image.dtype), np.empty((3, h), image.dtype)
+def _partials_cpu(parameters, value, partials):
+    n, h, w = value.shape
+    for i in numba.prange(n):
+        scratch = np.empty(3 * (h + w), value.dtype)
+        _spot(parameters[i], parameters[i], value[i], partials[i], scratch)  # sigma is free: no constants are read
+
+
+@numba.njit(cache=True, parallel=True, error_model="numpy")
+def _render_cpu(x, y, photons, sigma_x, sigma_y, background, image):
+    n, h, w = image.shape
+    for i in numba.prange(n):
+        scratch = np.empty(3 * (h + w), image.dtype)
         image[i] = background[i]
         for k in range(x.shape[1]):
-            _axis_cpu(x[i, k], sigma[i, k], a)
-            _axis_cpu(y[i, k], sigma[i, k], b)
+            a, b = axes_cpu(x[i, k], y[i, k], sigma_x[i, k], sigma_y[i, k], (h, w), scratch)
             for r in range(h):
                 row = photons[i, k] * b[0, r]
                 for c in range(w):
@@ -102,20 +163,19 @@ def _render_cpu(x, y, photons, sigma, background, image):
 
 
 @numba.njit(cache=True, parallel=True, error_model="numpy")
-def _render_vjp_cpu(x, y, photons, sigma, gradient, gx, gy, gphotons, gsigma, gbackground):
-    h, w = gradient.shape[1:]
+def _render_vjp_cpu(x, y, photons, sigma_x, sigma_y, gradient, gx, gy, gphotons, gsigma_x, gsigma_y, gbackground):
+    n, h, w = gradient.shape
     zero = gradient.dtype.type(0)
-    for i in numba.prange(x.shape[0]):
-        a, b = np.empty((3, w), gradient.dtype), np.empty((3, h), gradient.dtype)
+    for i in numba.prange(n):
+        scratch = np.empty(3 * (h + w), gradient.dtype)
         total = zero
         for r in range(h):
             for c in range(w):
                 total += gradient[i, r, c]
         gbackground[i] = total
         for k in range(x.shape[1]):
-            _axis_cpu(x[i, k], sigma[i, k], a)
-            _axis_cpu(y[i, k], sigma[i, k], b)
-            sx = sy = sn = ss = zero
+            a, b = axes_cpu(x[i, k], y[i, k], sigma_x[i, k], sigma_y[i, k], (h, w), scratch)
+            sx = sy = sn = ssx = ssy = zero
             for r in range(h):
                 m = m_c = m_s = zero
                 for c in range(w):
@@ -126,79 +186,64 @@ def _render_vjp_cpu(x, y, photons, sigma, gradient, gx, gy, gphotons, gsigma, gb
                 sx += b[0, r] * m_c
                 sy += b[1, r] * m
                 sn += b[0, r] * m
-                ss += b[2, r] * m + b[0, r] * m_s
+                ssx += b[0, r] * m_s
+                ssy += b[2, r] * m
             gx[i, k] = photons[i, k] * sx
             gy[i, k] = photons[i, k] * sy
             gphotons[i, k] = sn
-            gsigma[i, k] = photons[i, k] * ss
-
-
-@numba.njit(cache=True, parallel=True, error_model="numpy")
-def _partials_cpu(parameters, value, partials):
-    h, w = value.shape[1:]
-    for i in numba.prange(value.shape[0]):
-        a, b = np.empty((3, w), value.dtype), np.empty((3, h), value.dtype)
-        photons, background = parameters[i, 2], parameters[i, 3]
-        _axis_cpu(parameters[i, 0], parameters[i, 4], a)
-        _axis_cpu(parameters[i, 1], parameters[i, 4], b)
-        d = partials[i]
-        for r in range(h):
-            for c in range(w):
-                spot = b[0, r] * a[0, c]
-                value[i, r, c] = photons * spot + background
-                d[0, r, c] = photons * b[0, r] * a[1, c]
-                d[1, r, c] = photons * b[1, r] * a[0, c]
-                d[2, r, c] = spot
-                d[3, r, c] = 1
-                d[4, r, c] = photons * (b[2, r] * a[0, c] + b[0, r] * a[2, c])
+            gsigma_x[i, k] = photons[i, k] * ssx
+            gsigma_y[i, k] = photons[i, k] * ssy
 
 
 # ---------------------------------------------------------------- registration
 
 
-def _sample(rng: np.random.Generator, n: int, h: int, w: int, e: int = 1) -> list[np.ndarray]:
-    """x, y, photons, sigma (n, e), background (n,) of plausible emitters."""
-    spread = rng.uniform(0, 1, (4, n, e)) * np.reshape([w - 1, h - 1, 3000, 1], (4, 1, 1))
-    return [*(spread + np.reshape([0, 0, 100, 0.8], (4, 1, 1))), rng.uniform(0, 20, n)]
+def sample(rng: np.random.Generator, n: int, h: int, w: int, e: int = 1) -> list[np.ndarray]:
+    """x, y, photons, sigma_x, sigma_y (n, e), background (n,) of plausible emitters."""
+    spread = rng.uniform(0, 1, (5, n, e)) * np.reshape([w - 1, h - 1, 3000, 1, 1], (5, 1, 1))
+    return [*(spread + np.reshape([0, 0, 100, 0.8, 0.8], (5, 1, 1))), rng.uniform(0, 20, n)]
 
 
 def _sample_vjp(rng, n, h, w, e):
-    return [*_sample(rng, n, h, w, e)[:4], rng.normal(size=(n, h, w))]
+    return [*sample(rng, n, h, w, e)[:5], rng.normal(size=(n, h, w))]
 
 
 def _sample_partials(rng, n, h, w):
-    x, y, photons, sigma, background = _sample(rng, n, h, w)
+    x, y, photons, sigma, _, background = sample(rng, n, h, w)
     return [np.stack([x[:, 0], y[:, 0], photons[:, 0], background, sigma[:, 0]], 1)]
 
 
-def _block_per_image(dims: Mapping[str, int]) -> int:
+def block_per_image(dims: Mapping[str, int]) -> int:
+    """Number of blocks of the CUDA bodies."""
     return dims["n"]
 
 
-_CUDA = kernel.Cuda("gaussian2d.cu", _block_per_image, threads=128, constants=("h", "w"))
-_SIZES = [(0, 5, 5), (1, 1, 1), (3, 7, 7), (2, 5, 12), (33, 11, 11), (1, 17, 9)]
-_CASES = tuple({"n": n, "h": h, "w": w, "e": e} for n, h, w in _SIZES for e in (0, 1, 3))
-_BENCH = {"n": 50_000, "h": 11, "w": 11, "e": 1}
+_SHAPES = [(0, 5, 5), (1, 1, 1), (3, 5, 12), (33, 17, 9)]  # the last: more pixels than threads
+SIZES = [{"n": n, "h": h, "w": w} for n, h, w in _SHAPES]
+_CUDA = kernel.Cuda("gaussian2d.cu", block_per_image, threads=128, constants=("h", "w"))
+_CASES = tuple(size | {"e": e} for size in SIZES for e in (0, 1, 3))
+_BENCH = {"n": 50_000, "h": 11, "w": 11}
 
 render_kernel = kernel.register(
     "gaussian2d_render",
-    "x[n,e] y[n,e] photons[n,e] sigma[n,e] background[n] -> image[n,h,w]",
+    "x[n,e] y[n,e] photons[n,e] sigma_x[n,e] sigma_y[n,e] background[n] -> image[n,h,w]",
     _render,
     cpu=_render_cpu,
     cuda=_CUDA,
-    sample=_sample,
+    sample=sample,
     cases=_CASES,
-    bench=_BENCH,
+    bench=_BENCH | {"e": 1},
 )
 render_vjp_kernel = kernel.register(
     "gaussian2d_render_vjp",
-    "x[n,e] y[n,e] photons[n,e] sigma[n,e] gradient[n,h,w] -> gx[n,e] gy[n,e] gphotons[n,e] gsigma[n,e] gbackground[n]",
+    "x[n,e] y[n,e] photons[n,e] sigma_x[n,e] sigma_y[n,e] gradient[n,h,w] -> "
+    "gx[n,e] gy[n,e] gphotons[n,e] gsigma_x[n,e] gsigma_y[n,e] gbackground[n]",
     _render_vjp,
     cpu=_render_vjp_cpu,
     cuda=_CUDA,
     sample=_sample_vjp,
     cases=_CASES,
-    bench=_BENCH,
+    bench=_BENCH | {"e": 1},
 )
 partials_kernel = kernel.register(
     "gaussian2d_partials",
@@ -207,20 +252,22 @@ partials_kernel = kernel.register(
     cpu=_partials_cpu,
     cuda=_CUDA,
     sample=_sample_partials,
-    cases=tuple({"n": n, "h": h, "w": w} for n, h, w in _SIZES),
-    bench={"n": 50_000, "h": 11, "w": 11},
+    cases=tuple(SIZES),
+    bench=_BENCH,
 )
 
 # ---------------------------------------------------------------- the op and the PSF
 
 
 @op
-def _render_op(x, y, photons, sigma, background, *, shape):
+def render_op(x, y, photons, sigma_x, sigma_y, background, *, shape):
+    """Images (n, h, w) of separable Gaussians, (n, e) each, and background (n,)."""
     image = backend.module(x).empty((len(x), *shape), x.dtype)
-    return render_kernel(x, y, photons, sigma, background, out=image), (x, y, photons, sigma)
+    saved = (x, y, photons, sigma_x, sigma_y)
+    return render_kernel(*saved, background, out=image), saved
 
 
-@_render_op.vjp
+@render_op.vjp
 def _(saved, gradient):
     xp = backend.module(gradient)
     outputs = (*(xp.empty_like(a) for a in saved), xp.empty(len(gradient), gradient.dtype))
@@ -240,6 +287,7 @@ class Gaussian2D(PSF):
     """
 
     linear = ("photons", "background")
+    numba_partials = staticmethod(_spot)
 
     def __init__(self, sigma: float | None = None) -> None:
         if sigma is not None and not sigma > 0:
@@ -250,6 +298,13 @@ class Gaussian2D(PSF):
     def configuration(self) -> dict[str, Any]:
         return {"sigma": self.sigma}
 
+    @property
+    def constants(self) -> np.ndarray:
+        return np.array([] if self.sigma is None else [self.sigma])
+
+    def scratch_size(self, shape: tuple[int, int]) -> int:
+        return 3 * sum(shape)
+
     def render(self, parameters: Mapping[str, Any], shape: tuple[int, int]) -> Any:
         """Images (n, h, w) of the emitters' sum plus background; arrays or Tensors, (n,) or (n, emitters) each.
 
@@ -257,15 +312,13 @@ class Gaussian2D(PSF):
         """
         values = dict(parameters) if self.sigma is None else {**parameters, "sigma": self.sigma}
         x, y, photons, sigma, background = stack_emitters(self, values, ("x", "y", "photons", "sigma"))
-        return _render_op(x, y, photons, sigma, background, shape=tuple(shape))
+        return render_op(x, y, photons, sigma, sigma, background, shape=tuple(shape))
 
     def partials(self, parameters: Any, shape: tuple[int, int]) -> tuple[Any, Any]:
         """Images (n, h, w) and their derivatives (n, p, h, w) for one emitter per image, `parameters` (n, p)."""
         theta = self.check(parameters)
-        xp = backend.module(theta)
         if self.sigma is not None:
+            xp = backend.module(theta)
             theta = xp.concatenate([theta, xp.full((len(theta), 1), self.sigma, theta.dtype)], 1)
-        value = xp.empty((len(theta), *shape), theta.dtype)
-        partials = xp.empty((len(theta), 5, *shape), theta.dtype)
-        partials_kernel(theta, out=(value, partials))
+        value, partials = run_partials(partials_kernel, theta, shape)
         return value, partials[:, : len(self.names)]
