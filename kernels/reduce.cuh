@@ -5,6 +5,28 @@ __device__ inline REAL warp_sum(REAL v) {
     return v;  // complete in lane 0
 }
 
+// Sums over the warp of N numbers in each lane, in 31 shuffles instead of 5 N: at every step a lane hands half of its
+// numbers to its partner and keeps the sums of the other half, until lane k holds sum k.  In the end all lanes have all
+// sums.  `exchange` is shared memory for 32 numbers of this warp.
+template <int N> __device__ inline void warp_sums(REAL (&v)[N], REAL* exchange, int lane) {
+    static_assert(N <= 32, "one sum in each lane");
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+        const bool upper = lane & step;
+#pragma unroll
+        for (int k = 0; k < step; k++) {
+            if (k >= N) break;
+            const REAL low = v[k], high = k + step < N ? v[k + step] : REAL(0);
+            v[k] = (upper ? high : low) + __shfl_xor_sync(0xffffffffu, upper ? low : high, step);
+        }
+    }
+    exchange[lane] = v[0];
+    __syncwarp();
+#pragma unroll
+    for (int k = 0; k < N; k++) v[k] = exchange[k];
+    __syncwarp();
+}
+
 // Sum of v over the block, complete in thread 0.  `scratch` is shared memory for one number per warp; blockDim.x is a
 // multiple of 32.  Safe to call again at once with the same scratch.
 __device__ inline REAL block_sum(REAL v, REAL* scratch) {

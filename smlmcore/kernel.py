@@ -63,6 +63,9 @@ class Kernel:
     sample: Callable[..., Sequence[Any]] | None = None  # sample(rng, **dims) -> valid inputs, for tests and benchmarks
     cases: tuple[Mapping[str, int], ...] = ()  # dims to test
     bench: Mapping[str, int] = field(default_factory=dict)  # dims to measure
+    # tolerance(expected outputs, dtype) -> largest difference for each output, in place of the one that
+    # `testing.tolerance` derives from rounding: for kernels that iterate, and stop when they are near enough
+    tolerance: Callable[..., Sequence[Any]] | None = None
     inputs: tuple[Argument, ...] = field(init=False)
     outputs: tuple[Argument, ...] = field(init=False)
 

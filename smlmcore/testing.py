@@ -2,7 +2,7 @@
 
     check_kernel("gelu", "cuda-on-host", "float32")      # raises AssertionError naming the worst element
 
-A kernel brings its own `sample` and `cases`, so one added anywhere under `psf`, `loss` or `layers` is found and
+A kernel brings its own `sample` and `cases`, so one added anywhere under `psf`, `loss`, `layers` or `fit` is found and
 tested by itself.
 """
 
@@ -21,7 +21,7 @@ from .autograd.checks import check_adjoint, check_gradient
 
 __all__ = ["all_kernels", "bodies", "check_adjoint", "check_gradient", "check_kernel", "tolerance"]
 
-FOLDERS = ("psf", "loss", "layers")  # the packages whose modules register kernels
+FOLDERS = ("psf", "loss", "layers", "fit")  # the packages whose modules register kernels
 
 
 def all_kernels() -> dict[str, kernel.Kernel]:
@@ -91,7 +91,11 @@ def tolerance(
     of three draws, and at least the median over the elements, as single ones may cancel).  A body that rounds its
     inputs, its result, and a few steps between cannot do better than some ε of either term; 8 is the room for these
     steps.  A sum of m terms with random signs changes by √m, as its rounding errors do.
+
+    A kernel that iterates until it is near enough states its own with `tolerance=` instead: how near, and why.
     """
+    if k.tolerance is not None:
+        return list(k.tolerance(expected, np.dtype(dtype)))
     scales = [_scale(e) for e in expected]
     if np.dtype(dtype) == np.float64:
         return [1e-12 * s for s in scales]

@@ -1,5 +1,8 @@
-"""Fitting: models learned from images alone, and the refinement of their predictions to the Cramér–Rao bound."""
+"""Fitting: directly, at the Cramér–Rao bound, or by models learned from images alone."""
 
+from .direct import lsq, mle, simulate_spots
+from .emitters import Several
 from .model import FitModel
 from .presets import gaussian2d
-from .refine import Result, Status, refine
+from .refine import refine
+from .result import Result, Status

@@ -15,7 +15,8 @@ from ..autograd import no_grad
 from ..data import DataError, atomic
 from ..layers.chain import part
 from ..loss import PoissonGaussian
-from .refine import Result, refine
+from .refine import refine
+from .result import Result
 
 FORMAT = 1
 PARTS = ("encoder", "mapper", "renderer", "loss")

@@ -2,56 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from enum import IntEnum
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from .. import backend
+from ..loss import PoissonGaussian
 from ..psf.base import PSF, information, standard_errors
+from .problem import Limits, limits
+from .result import Result, Status
 
-
-class Status(IntEnum):
-    """How a fit ended.  Nothing that is not finite is ever `converged`."""
-
-    converged = 0
-    max_iterations = 1
-    at_bound = 2
-    singular = 3
-    invalid_input = 4
-
-
-@dataclass(frozen=True)
-class Result:
-    """Fitted `parameters` (n, p) in the order of `names`, also as attributes: `result.x`, `result.photons`, ...
-
-    `errors` (n, p): standard errors at the Cramér–Rao bound, NaN for a parameter at its bound or a failed fit;
-    `status` (n,) int8 values of `Status`; `iterations` (n,); `log_likelihood` (n,) in nats; `chi2` (n,), the sum of
-    (data - mu)^2 / (mu + v) over the pixels.
-    """
-
-    names: tuple[str, ...]
-    parameters: Any
-    errors: Any
-    status: Any
-    iterations: Any
-    log_likelihood: Any
-    chi2: Any
-
-    def __getattr__(self, name: str) -> Any:
-        if name in object.__getattribute__(self, "names"):
-            return self.parameters[:, self.names.index(name)]
-        raise AttributeError(f"fit.Result has no {name!r}; its parameters are {', '.join(self.names)}")
-
-    def __len__(self) -> int:
-        return len(self.parameters)
-
-    def to_cpu(self) -> Result:
-        """The same result in NumPy arrays."""
-        values = (getattr(self, f.name) for f in fields(self)[1:])
-        return Result(self.names, *(backend.to_cpu(v) for v in values))
+POISSON = PoissonGaussian(exact=False)
 
 
 def refine(
@@ -59,114 +21,184 @@ def refine(
     images: Any,
     variance: Any,
     initial: Any,
-    loss: Any,
+    loss: Any = POISSON,
     max_iterations: int = 30,
     tolerance: float = 1e-3,
     progress: Callable[[int], Any] = lambda done: None,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
+    fixed: Mapping[str, float] | None = None,
+    weights: Any = None,
 ) -> Result:
     """Maximum-likelihood parameters of `images` (n, h, w) from `initial` (n, p), by Fisher scoring with damping.
 
     One step solves (F + lambda diag F) d = g with F = sum (dmu/da dmu/db) / (mu + v) and g the gradient of the log
     likelihood, in float64; a step that lowers the likelihood is refused and lambda raised.  A fit ends when
-    g^T F^-1 g < tolerance^2: no parameter is further than `tolerance` standard errors from the maximum.  Parameters
+    g^T F^-1 g < tolerance^2, and the next one is foretold to be below a tenth of it: no parameter is further than
+    `tolerance` standard errors from the maximum.  Parameters
     stay in `psf.bounds`; one that is held there by the data has no standard error.  NaN pixels carry no information.
 
-    `variance`: read-noise variance, scalar, (h, w) or (n, h, w); `loss` gives nats per pixel and their `slope`;
-    `progress` is called with the number of images done.  (Smith et al. 2010, Nature Methods 7, 373.)
+    `variance`: read-noise variance, scalar, (h, w) or (n, h, w), infinite for a pixel to be left out; `loss` gives nats
+    per pixel and their `slope`; `progress` is called with the number of images done; `bounds` {name: (low, high)} and
+    `fixed` {name: value} replace those of the PSF.  With `weights`, scalar, (h, w) or (n, h, w), the sum of
+    weight (data - mu)^2 is made small instead; the errors are those of photoelectrons, whatever the weights.
+    This is the reference of the compiled fits.  (Smith et al. 2010, Nature Methods 7, 373.)
     """
+    given = limits(psf, images.shape[1:], bounds, fixed, "fit.refine")
+    return lockstep(psf, images, variance, initial, given, loss, weights, max_iterations, tolerance, progress)
+
+
+def lockstep(
+    psf: PSF,
+    images: Any,
+    variance: Any,
+    initial: Any,
+    given: Limits,
+    loss: Any = POISSON,
+    weights: Any = None,
+    max_iterations: int = 30,
+    tolerance: float = 1e-3,
+    progress: Callable[[int], Any] = lambda done: None,
+) -> Result:
+    """`refine` with its limits resolved: all images take their steps together."""
     xp = backend.module(images, initial, name="refine")
     n = len(images)
     v = xp.asarray(variance, np.float64)
+    w = None if weights is None else xp.asarray(weights, np.float64)
     result = Result(
         names=psf.names,
         parameters=xp.full((n, len(psf.names)), np.nan),
         errors=xp.full((n, len(psf.names)), np.nan),
-        status=xp.full(n, Status.invalid_input, np.int8),
+        status=xp.full(n, int(Status.invalid_input), np.int8),
         iterations=xp.zeros(n, np.int32),
         log_likelihood=xp.full(n, np.nan),
         chi2=xp.full(n, np.nan),
     )
+    columns = Limits(*map(xp.asarray, given))
     size = 4096  # images whose derivatives (p planes of float64 each) are in memory together
     for start in range(0, n, size):
         block = slice(start, start + size)
-        _refine_block(
+        shape = images[block].shape
+        fit = _Block(
             psf,
             images[block].astype(np.float64),
-            xp.broadcast_to(v[block] if v.ndim == 3 else v, images[block].shape),
-            initial[block].astype(np.float64),
+            xp.broadcast_to(v[block] if v.ndim == 3 else v, shape),
+            None if w is None else xp.broadcast_to(w[block] if w.ndim == 3 else w, shape),
             loss,
-            max_iterations,
-            tolerance,
-            result,
-            block,
+            columns,
         )
+        found = fit.run(initial[block].astype(np.float64), max_iterations, tolerance)
+        for name, values in found.items():
+            getattr(result, name)[block] = values
         progress(min(size, n - start))
     return result
 
 
-def _refine_block(psf, images, variance, theta, loss, max_iterations, tolerance, result, block):
-    xp = backend.module(images)
-    bounds = psf.bounds(images.shape[1:])
-    lower, upper, step, factor = (xp.asarray(column) for column in np.array([bounds[k] for k in psf.names]).T)
-    seen = xp.isfinite(images)
-    valid = xp.isfinite(theta).all(1) & (seen.sum((1, 2)) > len(psf.names))
-    theta = xp.clip(xp.where(valid[:, None], theta, 1.0), lower, upper)
-    state = _evaluate(psf, images, variance, theta, loss)
-    damping = xp.zeros(len(theta))
-    iterations = xp.zeros(len(theta), np.int32)
-    converged = xp.zeros(len(theta), bool)
-    active = xp.flatnonzero(valid)
-    for _ in range(max_iterations):
-        if active.size == 0:
-            break
-        now = [s[active] for s in state]
-        likelihood, gradient, fisher = now[:3]
-        held = _held(theta[active], gradient, lower, upper)
-        move = _step(xp.where(held, 0, gradient), _release(fisher, held), damping[active])
-        decrement = (move * xp.where(held, 0, gradient)).sum(1)
-        limit = step + factor * xp.abs(theta[active])
-        trial = xp.clip(theta[active] + xp.clip(move, -limit, limit), lower, upper)
-        new = _evaluate(psf, images[active], variance[active], trial, loss)
-        better = new[0] >= likelihood - 1e-9 * xp.abs(likelihood)
-        theta[active] = xp.where(better[:, None], trial, theta[active])
-        for old, value, before in zip(state, new, now, strict=True):
-            old[active] = xp.where(better.reshape(-1, *(1,) * (value.ndim - 1)), value, before)
-        iterations[active] += 1
-        small = damping[active] < 1e-2
-        converged[active] = better & small & (decrement < tolerance**2)
-        damping[active] = xp.where(better, damping[active] / 10, xp.maximum(10 * damping[active], 1e-2))
-        active = active[~converged[active]]
-    likelihood, gradient, fisher, chi2 = state
-    held = _held(theta, gradient, lower, upper)
-    errors = xp.where(held, np.nan, standard_errors(_release(fisher, held)))
-    status = xp.where(converged, int(Status.converged), int(Status.max_iterations))
-    status = xp.where(held.any(1), int(Status.at_bound), status)
-    failed = ~xp.isfinite(xp.where(held, 0, errors)).all(1) | ~xp.isfinite(likelihood)
-    status = xp.where(failed, int(Status.singular), status)
-    result.status[block] = xp.where(valid, status, int(Status.invalid_input))
-    result.parameters[block] = xp.where(valid[:, None], theta, np.nan)
-    result.errors[block] = xp.where((valid & ~failed)[:, None], errors, np.nan)
-    result.iterations[block] = iterations
-    result.log_likelihood[block] = xp.where(valid, likelihood, np.nan)
-    result.chi2[block] = xp.where(valid, chi2, np.nan)
+class _Block:
+    """Images that are fitted in step with one another."""
+
+    def __init__(self, psf, images, variance, weights, loss, limits):
+        xp = backend.module(images)
+        self.psf, self.images, self.loss, self.limits = psf, images, loss, limits
+        self.seen = ~xp.isnan(images) & (variance < np.inf)
+        self.variance = xp.where(self.seen, variance, 0)
+        self.weights = None if weights is None else xp.where(self.seen, weights, 0)
+
+    def run(self, theta, max_iterations, tolerance):
+        xp = backend.module(theta)
+        lower, upper, step, factor, fixed, value = self.limits
+        theta = xp.where(fixed, value, theta)
+        free = int((~fixed).sum())
+        valid = xp.isfinite(theta).all(1) & (self.seen.sum((1, 2)) > free) & ~xp.isinf(self.images).any((1, 2))
+        theta = xp.where(valid[:, None], theta, 1.0)
+        theta = xp.where(fixed, theta, xp.clip(theta, lower, upper))
+        every = xp.arange(len(theta))
+        state, unit = self.evaluate(theta, every)
+        damping = xp.zeros(len(theta))
+        iterations = xp.zeros(len(theta), np.int32)
+        converged = xp.zeros(len(theta), bool)
+        last = xp.full(len(theta), np.inf)
+        active = xp.flatnonzero(valid)
+        for _ in range(max_iterations):
+            if active.size == 0:
+                break
+            now = [s[active] for s in state]
+            likelihood, gradient, fisher = now[:3]
+            held = self.held(theta[active], gradient) | fixed
+            move = _step(xp.where(held, 0, gradient), _release(fisher, held), damping[active])
+            decrement = (move * xp.where(held, 0, gradient)).sum(1)
+            limit = step + factor * xp.abs(theta[active])
+            trial = xp.clip(theta[active] + xp.clip(move, -limit, limit), lower, upper)
+            trial = xp.where(held, theta[active], trial)
+            new = self.evaluate(trial, active)[0]
+            better = new[0] >= likelihood - 1e-9 * xp.abs(likelihood)
+            theta[active] = xp.where(better[:, None], trial, theta[active])
+            for old, after, before in zip(state, new, now, strict=True):
+                old[active] = xp.where(better.reshape(-1, *(1,) * (after.ndim - 1)), after, before)
+            iterations[active] += 1
+            # steps shrink by a constant factor: the last two foretell the next one
+            square = tolerance**2 * unit[active]
+            near = (decrement < square) & (decrement**2 < 0.1 * square * last[active])
+            last[active] = decrement
+            converged[active] = better & (damping[active] < 1e-2) & near
+            damping[active] = xp.where(better, damping[active] / 10, xp.maximum(10 * damping[active], 1e-2))
+            active = active[~converged[active]]
+        _, gradient, fisher, spread, likelihood, chi2 = state
+        pushed = self.held(theta, gradient) & ~fixed
+        held = pushed | fixed
+        errors = standard_errors(_release(fisher, held))
+        if self.weights is not None:
+            errors = _spread(_release(fisher, held), _release(spread, held), xp.isfinite(errors).all(1))
+        errors = xp.where(held, np.nan, errors)
+        status = xp.where(converged, int(Status.converged), int(Status.max_iterations))
+        status = xp.where(pushed.any(1), int(Status.at_bound), status)
+        failed = ~xp.isfinite(xp.where(held, 0, errors)).all(1) | ~xp.isfinite(likelihood)
+        status = xp.where(failed, int(Status.singular), status)
+        return {
+            "status": xp.where(valid, status, int(Status.invalid_input)),
+            "parameters": xp.where(valid[:, None], theta, np.nan),
+            "errors": xp.where((valid & ~failed)[:, None], errors, np.nan),
+            "iterations": iterations,
+            "log_likelihood": xp.where(valid, likelihood, np.nan),
+            "chi2": xp.where(valid, chi2, np.nan),
+        }
+
+    def evaluate(self, theta, rows):
+        """What is maximised (n,), its gradient (n, p), information and noise (n, p, p), log likelihood, chi2; unit."""
+        images, variance, seen = self.images[rows], self.variance[rows], self.seen[rows]
+        xp = backend.module(images)
+        mu, partials = self.psf.partials(theta, images.shape[1:])
+        mean = mu + variance
+        nats, slope = self.loss.value_and_slope(mu, xp.where(seen, images, np.nan), variance)  # 0 where NaN
+        residual = xp.where(seen, images - mu, 0)
+        likelihood, chi2 = -nats.sum((1, 2)), (residual**2 * (seen / mean)).sum((1, 2))
+        if self.weights is None:
+            objective, information_ = likelihood, information(partials, seen / mean)
+            spread, unit = information_, xp.ones(len(images))
+        else:
+            weights = self.weights[rows]
+            slope, objective = -weights * residual, -0.5 * (weights * residual**2).sum((1, 2))
+            information_, spread = information(partials, weights), information(partials, weights**2 * mean)
+            # least squares counts in units of the noise that the model expects, the likelihood in nats
+            unit = xp.maximum((weights * mean).sum((1, 2)), 1e-30) / xp.maximum(seen.sum((1, 2)), 1)
+        flat = partials.reshape(*partials.shape[:2], -1)
+        gradient = -(flat @ slope.reshape(len(flat), -1, 1))[:, :, 0]
+        return [objective, gradient, information_, spread, likelihood, chi2], unit
+
+    def held(self, theta, gradient):
+        """Parameters at a bound that the data push outwards."""
+        lower, upper = self.limits[:2]
+        return ((theta <= lower) & (gradient <= 0)) | ((theta >= upper) & (gradient >= 0))
 
 
-def _evaluate(psf, images, variance, theta, loss):
-    """Log likelihood (n,), its gradient (n, p), Fisher information (n, p, p), chi2 (n,)."""
-    xp = backend.module(images)
-    mu, partials = psf.partials(theta, images.shape[1:])
-    seen = xp.isfinite(images)
-    nats, slope = loss.value_and_slope(mu, images, variance)  # both 0 where a pixel is NaN
-    weights = seen / (mu + variance)
-    flat = partials.reshape(*partials.shape[:2], -1)
-    gradient = -(flat @ slope.reshape(len(flat), -1, 1))[:, :, 0]
-    residual = xp.where(seen, images - mu, 0)
-    return [-nats.sum((1, 2)), gradient, information(partials, weights), (residual**2 * weights).sum((1, 2))]
-
-
-def _held(theta, gradient, lower, upper):
-    """Parameters at a bound that the data push outwards."""
-    return ((theta <= lower) & (gradient <= 0)) | ((theta >= upper) & (gradient >= 0))
+def _spread(fisher, noise, sound):
+    """Standard errors sqrt(diag(F^-1 B F^-1)) of least squares with information F and noise B; NaN if not `sound`."""
+    xp = backend.module(fisher)
+    eye = xp.eye(fisher.shape[1])
+    scale = xp.sqrt(xp.einsum("npp->np", fisher)) + 1e-30
+    both = scale[:, :, None] * scale[:, None, :]
+    inverse = xp.linalg.inv(xp.where(sound[:, None, None], fisher / both, eye))
+    errors = xp.sqrt(xp.einsum("npp->np", inverse @ (noise / both) @ inverse)) / scale
+    return xp.where(sound[:, None], errors, np.nan)
 
 
 def _release(fisher, held):

@@ -1,0 +1,442 @@
+"""The fitter for any PSF on the CPU: Fisher scoring with damping, one spot after another, all threads at work.
+
+It knows of a PSF only its compiled value-and-partials function, `psf.numba_partials`, which it calls by address: one
+compilation of the fitter serves all PSFs.  The algorithm is that of `refine`, the reference; in a word
+
+    (F + lambda diag F) d = g,   F = sum w (dmu/da)(dmu/db),   g = sum r (dmu/da)
+
+with w = 1 / (mu + v), r = x w - 1, x = max(data + v, 0) for the Poisson likelihood (shifted by the read-noise variance
+v; Huang et al. 2013, Nature Methods 10, 653), and w the given weights, r = w (data - mu) for least squares.  A step is
+clamped, kept within bounds, and refused if it lowers the likelihood; then lambda grows tenfold.
+
+Pixels are in float32 or float64, sums over them too; the p x p algebra and the likelihood are in float64.  Each spot is
+fitted by itself from its own pixels alone, so that no bit of a result depends on threads, order or neighbours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from functools import lru_cache
+from types import FunctionType
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .result import Status
+
+FAST = {"reassoc", "contract", "arcp", "nsz"}  # as fast as all of them, and NaN stays NaN
+BLOCK = 32  # spots that share scratch memory
+LEAST_DAMPING = 1e-2
+CONVERGED, MAX_ITERATIONS, AT_BOUND, SINGULAR, INVALID = map(int, Status)
+
+
+def fit(
+    psf: Any, spots: Any, variance: Any, weights: Any, initial: Any, limits: Any, max_iterations: int, tolerance: float,
+    least_squares: bool, out: tuple[Any, ...],
+) -> None:  # fmt: skip
+    """Fit `spots` (n, h, w) of float32 or float64 from `initial` (n, p) and write `out`, all of the same dtype.
+
+    `variance`, `weights`: None, (h, w) or (n, h, w); `limits`: lower, upper, step, factor and fixed, (p,) each;
+    `out`: parameters (n, p), errors (n, p), status (n,) int8, iterations (n,) int32, log_likelihood (n,), chi2 (n,).
+    """
+    real, shape = spots.dtype, spots.shape[1:]
+    if not len(spots):
+        return
+    _fit(
+        callback(psf.numba_partials, real),
+        _locked(psf.constants, real),
+        max(1, psf.scratch_size(shape)),
+        _locked(spots.reshape(len(spots), -1), real),
+        _stack(variance, spots, 0),
+        _stack(weights, spots, 1),
+        _locked(initial, np.float64),
+        *(_locked(column, np.float64) for column in limits[:4]),
+        _locked(limits.fixed, np.bool_),
+        max_iterations,
+        tolerance,
+        least_squares,
+        *shape,
+        *out,
+    )
+
+
+def _stack(maps: Any, spots: np.ndarray, default: float) -> np.ndarray:
+    """None, one map or one for each image as (1 or n, h * w)."""
+    size = spots[0].size
+    if maps is None:
+        return _locked(np.full((1, size), default), spots.dtype)
+    return _locked(maps.reshape(-1, size), spots.dtype)
+
+
+def _locked(a: Any, dtype: Any) -> np.ndarray:
+    """A contiguous read-only view: numba compiles once, whether or not the user's array can be written."""
+    view = np.ascontiguousarray(a, dtype).view()
+    view.flags.writeable = False
+    return view
+
+
+# ---------------------------------------------------------------- a PSF's function by its address
+
+
+def _wrapper(theta, constants, value, partials, scratch, p, k, h, w, m):
+    numba_partials(  # noqa: F821 - `callback` puts it among the globals
+        numba.carray(theta, p),
+        numba.carray(constants, k),
+        numba.carray(value, (h, w)),
+        numba.carray(partials, (p, h, w)),
+        numba.carray(scratch, m),
+    )
+    return 0
+
+
+_compiled: list[Any] = []  # keeps the machine code whose addresses are in use
+
+
+@lru_cache
+def callback(numba_partials: Any, real: np.dtype) -> int:
+    """Address of `numba_partials` as a C function of pointers and sizes; compiled once, and kept on disk.
+
+    numba's disk cache does not tell apart two closures over compiled functions, nor see that one has changed: so the
+    name carries a digest of all the code that is called.
+    """
+    scope = {**globals(), "numba_partials": numba_partials}
+    wrapper = FunctionType(_wrapper.__code__, scope, _wrapper.__name__)
+    wrapper.__qualname__ = f"_wrapper_{digest(numba_partials)}"
+    pointer = types.CPointer(numba.from_dtype(np.dtype(real)))
+    signature = types.int32(*[pointer] * 5, *[types.intp] * 5)
+    _compiled.append(numba.cfunc(signature, nopython=True, cache=True, error_model="numpy")(wrapper))
+    return _compiled[-1].address
+
+
+def digest(function: Any) -> str:
+    """A name for the code of a numba function and of all numba functions that it calls."""
+    found, left = {}, [function]
+    while left:
+        python = getattr(left.pop(), "py_func", None)
+        if python is None or python in found:
+            continue
+        code, cells = python.__code__, python.__closure__ or ()
+        values = [python.__globals__.get(name) for name in code.co_names] + [c.cell_contents for c in cells]
+        plain = [v for v in values if isinstance(v, int | float | str | bool | tuple)]
+        found[python] = repr((python.__module__, python.__qualname__, code.co_code, code.co_consts, plain))
+        left += [v for v in values if hasattr(v, "py_func")]
+    return hashlib.sha256("".join(found.values()).encode()).hexdigest()[:16]
+
+
+@intrinsic
+def _call(typing, address, theta, constants, value, partials, scratch, h, w):
+    """Call the C function at `address` with the arrays' pointers and the sizes p, k, h, w, m."""
+
+    def codegen(context, builder, signature, arguments):
+        kinds = signature.args[1:6]
+        arrays = [context.make_array(k)(context, builder, a) for k, a in zip(kinds, arguments[1:6], strict=True)]
+        p, k, m = (cgutils.unpack_tuple(builder, arrays[i].shape, 1)[0] for i in (0, 1, 4))
+        pointers, sizes = [a.data for a in arrays], [p, k, *arguments[6:], m]
+        kind = ir.FunctionType(ir.IntType(32), [a.type for a in (*pointers, *sizes)])
+        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [*pointers, *sizes])
+        return context.get_dummy_value()
+
+    return types.void(address, theta, constants, value, partials, scratch, types.intp, types.intp), codegen
+
+
+# ---------------------------------------------------------------- numbers
+
+
+@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
+def _log(x):
+    """log of a positive normal float64, in a form that LLVM turns into vectors; good to 2e-16 + 1e-15 |log x|."""
+    bits = np.float64(x).view(np.int64)
+    exponent = (bits - np.int64(0x3FE6A09E667F3BCD)) >> np.int64(52)
+    m = np.int64(bits - (exponent << np.int64(52))).view(np.float64)  # sqrt(1/2) ... sqrt(2)
+    s = (m - 1.0) / (m + 1.0)
+    q = s * s
+    t = 1 / 19 + q * (1 / 21 + q / 23)
+    t = 1 / 11 + q * (1 / 13 + q * (1 / 15 + q * (1 / 17 + q * t)))
+    t = 1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * t)))
+    return np.float64(exponent) * math.log(2) + 2.0 * s * (1.0 + q * t)
+
+
+@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
+def _log_factorial(x):
+    """log Gamma(x + 1) for x >= 0: Stirling's series at z = x + 8, and the product that leads there."""
+    z = x + 8.0
+    product = (x + 1.0) * (x + 2.0) * (x + 3.0) * (x + 4.0) * (x + 5.0) * (x + 6.0) * (x + 7.0)
+    y = 1.0 / (z * z)
+    series = (1 / 12 - y * (1 / 360 - y * (1 / 1260 - y * (1 / 1680 - y / 1188)))) / z
+    return (z - 0.5) * _log(z) - z + 0.5 * math.log(2 * math.pi) + series - _log(product)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _cholesky(matrix, lower, size, damping, least):
+    """Factor `matrix` + damping (unit diagonal) into `lower`; False if a pivot falls to `least`."""
+    for a in range(size):
+        for b in range(a + 1):
+            s = matrix[a, b] + (damping if a == b else 0.0)
+            for c in range(b):
+                s -= lower[a, c] * lower[b, c]
+            if a == b:
+                if not s > least:
+                    return False
+                lower[a, a] = math.sqrt(s)
+            else:
+                lower[a, b] = s / lower[b, b]
+    return True
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _solve(lower, size, x):
+    """Replace x by the solution of (L L^T) y = x."""
+    for a in range(size):
+        for b in range(a):
+            x[a] -= lower[a, b] * x[b]
+        x[a] /= lower[a, a]
+    for a in range(size - 1, -1, -1):
+        for b in range(a + 1, size):
+            x[a] -= lower[b, a] * x[b]
+        x[a] /= lower[a, a]
+
+
+# ---------------------------------------------------------------- sums over pixels; flat, so that LLVM vectorises them
+
+
+@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
+def _poisson(value, count, variance, on, weight, residual):
+    """Fill weight and residual; log likelihood without the factorials, and how far rounding may change it."""
+    likelihood, doubt = 0.0, 0.0
+    for i in range(value.size):
+        m = value[i] + variance[i]
+        inverse = on[i] / m
+        weight[i] = inverse
+        residual[i] = count[i] * inverse - on[i]
+        x, m = np.float64(count[i]), np.float64(m)
+        likelihood += on[i] * (x * _log(m) - m)
+        doubt += on[i] * abs(x - m)
+    return likelihood, doubt
+
+
+@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
+def _squares(value, data, given, weight, residual):
+    """The same for least squares, with the weights `given`."""
+    total, doubt = 0.0, 0.0
+    for i in range(value.size):
+        weight[i] = given[i]
+        difference = data[i] - value[i]
+        residual[i] = given[i] * difference
+        total -= 0.5 * np.float64(residual[i]) * np.float64(difference)
+        doubt += abs(residual[i] * value[i])
+    return total, doubt
+
+
+@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
+def _dot(a, b):
+    total = a.dtype.type(0)
+    for i in range(a.size):
+        total += a[i] * b[i]
+    return np.float64(total)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _copy(source, target):  # a slice would take numba seconds to compile, for its check of the shapes
+    for a in range(len(source)):
+        target[a] = source[a]
+
+
+@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
+def _multiply(a, b, out):
+    for i in range(a.size):
+        out[i] = a[i] * b[i]
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _information(partials, weight, residual, fixed, product, gradient, fisher):
+    """Gradient and Fisher information; rows of fixed parameters are left alone."""
+    for a in range(len(partials)):
+        if fixed[a]:
+            continue
+        gradient[a] = _dot(partials[a], residual)
+        _multiply(partials[a], weight, product)
+        for b in range(a + 1):
+            if not fixed[b]:
+                fisher[a, b] = fisher[b, a] = _dot(partials[b], product)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _reduce(fisher, held, index, scale, matrix):
+    """Information of the parameters that are not held, scaled to unit diagonal; returns how many they are."""
+    size = 0
+    for a in range(len(held)):
+        if not held[a]:
+            index[size] = a
+            scale[size] = math.sqrt(fisher[a, a]) + 1e-30
+            for b in range(size + 1):
+                matrix[size, b] = fisher[a, index[b]] / (scale[size] * scale[b])
+            size += 1
+    return size
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _hold(theta, gradient, lower, upper, fixed, held):
+    """Mark the fixed parameters and those at a bound that the data push outwards; True if there are any of these."""
+    any_ = False
+    for a in range(len(theta)):
+        pushed = (theta[a] <= lower[a] and gradient[a] <= 0) or (theta[a] >= upper[a] and gradient[a] >= 0)
+        held[a] = fixed[a] or pushed
+        any_ |= pushed and not fixed[a]
+    return any_
+
+
+# ---------------------------------------------------------------- the fit
+
+
+@numba.njit(cache=True, parallel=True, error_model="numpy")
+def _fit(
+    address, constants, scratch_size, spots, variance, weights, initial, lower, upper, step, factor, fixed,
+    max_iterations, tolerance, least_squares, h, w, parameters, errors, status, iterations, log_likelihood, chi2,
+):  # fmt: skip
+    n, size = spots.shape
+    p = initial.shape[1]
+    for block in numba.prange((n + BLOCK - 1) // BLOCK):
+        pixels, partials = np.empty((9, size), spots.dtype), np.empty((p, size), spots.dtype)
+        given, scratch = np.empty(p, spots.dtype), np.empty(scratch_size, spots.dtype)
+        held, index = np.empty(p, np.bool_), np.empty(p, np.int64)
+        numbers, matrices = np.empty((5, p), np.float64), np.empty((4, p, p), np.float64)
+        for i in range(block * BLOCK, min(n, (block + 1) * BLOCK)):
+            status[i], iterations[i], log_likelihood[i], chi2[i] = _fit_one(
+                address, constants, spots[i], variance[i if len(variance) == n else 0],
+                weights[i if len(weights) == n else 0], initial[i], lower, upper, step, factor, fixed,
+                max_iterations, tolerance, least_squares, h, w, parameters[i], errors[i],
+                pixels, partials, given, scratch, held, index, numbers, matrices,
+            )  # fmt: skip
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _fit_one(
+    address, constants, data, variance, weights, initial, lower, upper, step, factor, fixed,
+    max_iterations, tolerance, least_squares, h, w, parameters, errors,
+    pixels, partials, given, scratch, held, index, numbers, matrices,
+):  # fmt: skip
+    seen, count, noise, on = pixels[0], pixels[1], pixels[2], pixels[3]
+    chosen, weight, residual, product, value = pixels[4], pixels[5], pixels[6], pixels[7], pixels[8]
+    theta, trial, gradient, move, scale = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
+    fisher, matrix, factored, spread = matrices[0], matrices[1], matrices[2], matrices[3]
+    p = len(initial)
+
+    # pixels that count: neither NaN nor of infinite variance
+    pixels_seen, valid = 0, True
+    for i in range(data.size):
+        good = not math.isnan(data[i]) and variance[i] < np.inf
+        valid &= not math.isinf(data[i])
+        on[i] = good
+        seen[i] = data[i] if good else 0
+        noise[i] = variance[i] if good else 0
+        count[i] = max(seen[i] + noise[i], data.dtype.type(0))
+        chosen[i] = weights[i] if good else 0
+        pixels_seen += good
+    free = 0
+    for a in range(p):
+        valid &= math.isfinite(initial[a])
+        theta[a] = initial[a] if fixed[a] else min(max(initial[a], lower[a]), upper[a])
+        free += not fixed[a]
+        parameters[a] = errors[a] = np.nan
+        gradient[a] = 0
+        for b in range(p):
+            fisher[a, b] = 0
+    if not valid or pixels_seen <= free:
+        return INVALID, 0, np.nan, np.nan
+
+    _copy(theta, trial)
+
+    rounding = 2.0**-52 if data.itemsize == 8 else 2.0**-23
+    likelihood, previous, decrement, damping, unit, done = -np.inf, np.inf, np.inf, 0.0, 1.0, 0
+    converged = better = False
+    while True:
+        _copy(trial, given)
+        _call(address, given, constants, value, partials, scratch, h, w)
+        if least_squares:
+            new, doubt = _squares(value, seen, chosen, weight, residual)
+        else:
+            new, doubt = _poisson(value, count, noise, on, weight, residual)
+        better = done == 0 or new >= likelihood - 1e-9 * abs(likelihood) * (rounding < 1e-12) - 2 * rounding * doubt
+        if better:
+            _copy(trial, theta)
+            likelihood = new
+            _information(partials, weight, residual, fixed, product, gradient, fisher)
+            # steps shrink by a constant factor: the last two foretell the next one
+            near = decrement < tolerance**2 * unit and decrement**2 < 0.1 * tolerance**2 * unit * previous
+            converged = damping < LEAST_DAMPING and near
+            damping /= 10
+        else:
+            damping = max(10 * damping, LEAST_DAMPING)
+        if least_squares and done == 0:
+            # least squares counts in units of the noise that the model expects, the likelihood in nats
+            unit = max(_dot(weight, value) + _dot(weight, noise), 1e-30) / pixels_seen
+        if converged or done == max_iterations:
+            break
+
+        done += 1
+        _hold(theta, gradient, lower, upper, fixed, held)
+        size = _reduce(fisher, held, index, scale, matrix)
+        if not _cholesky(matrix, factored, size, damping + 1e-9, 0.0):
+            damping, previous, decrement = max(100 * damping, 10 * LEAST_DAMPING), np.inf, np.inf
+            continue
+        for c in range(size):
+            move[c] = gradient[index[c]] / scale[c]
+        _solve(factored, size, move)
+        previous, decrement = decrement, 0.0
+        for c in range(size):
+            a = index[c]
+            d = move[c] / scale[c]
+            decrement += d * gradient[a]
+            limit = step[a] + factor[a] * abs(theta[a])
+            trial[a] = min(max(theta[a] + min(max(d, -limit), limit), lower[a]), upper[a])
+
+    # what the solution is worth
+    _copy(theta, given)
+    if not better:
+        _call(address, given, constants, value, partials, scratch, h, w)
+    likelihood, squares = _judge(value, seen, count, noise, on, product)
+    at_bound = _hold(theta, gradient, lower, upper, fixed, held)
+    size = _reduce(fisher, held, index, scale, matrix)
+    sound = math.isfinite(likelihood) and _cholesky(matrix, factored, size, 0.0, max(1e-12, 8 * rounding))
+    if sound:
+        if least_squares:
+            _multiply(weight, weight, residual)
+            _multiply(residual, product, weight)
+            _information(partials, weight, residual, fixed, product, gradient, spread)
+        for c in range(size):
+            for d in range(size):
+                move[d] = c == d
+            _solve(factored, size, move)
+            square = move[c] / scale[c] ** 2
+            if least_squares:
+                square = 0.0
+                for d in range(size):
+                    for e in range(size):
+                        square += move[d] * move[e] * spread[index[d], index[e]] / (scale[d] * scale[e])
+                square /= scale[c] ** 2
+            errors[index[c]] = math.sqrt(square)
+            sound &= math.isfinite(errors[index[c]])
+    for a in range(p):
+        parameters[a] = given[a]
+        errors[a] = errors[a] if sound else np.nan
+    ending = SINGULAR if not sound else AT_BOUND if at_bound else CONVERGED if converged else MAX_ITERATIONS
+    return ending, done, likelihood, squares
+
+
+@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
+def _judge(value, data, count, variance, on, mean):
+    """Poisson log likelihood and chi square; fills `mean` with mu + v."""
+    likelihood, squares = 0.0, 0.0
+    for i in range(value.size):
+        mean[i] = value[i] + variance[i]
+        x, m = np.float64(count[i]), np.float64(mean[i])
+        likelihood += on[i] * (x * _log(m) - m - _log_factorial(x))
+        difference = data[i] - value[i]
+        squares += on[i] * np.float64(difference * difference) / m
+    return likelihood, squares
