@@ -4,6 +4,7 @@ BIN := .venv/bin
 DEMO ?= demo
 MOVIE ?= $(DEMO)/movie.tif
 ARGS ?=
+ONLY ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test bench examples gpu-check lint clean
@@ -32,8 +33,8 @@ demo: .venv/run.stamp  ## simulate a movie (or take MOVIE=path, ARGS="--offset 1
 test: .venv/test.stamp  ## all tests
 	$(BIN)/python -m pytest -q $(ARGS)
 
-bench: .venv/bench.stamp  ## benchmarks beside their peers, JSON to bench/results/
-	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python -m bench $(ARGS)
+bench: .venv/bench.stamp  ## benchmarks beside their peers (ONLY=fitting for one), JSON to bench/results/
+	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python -m bench $(ONLY) $(ARGS)
 
 examples: .venv/run.stamp  ## every example, each ending in numbers
 	@set -e; for script in examples/*.py; do echo "== $$script"; $(BIN)/python $$script; done
