@@ -23,7 +23,7 @@ from .evaluate import evaluate
 from .render import render
 
 OUTPUTS = ("localizations.hdf5", "localizations.yaml", "localizations.csv", "model.npz", "report.json", "report.png")
-TRAINING_STEPS = 1700  # enough for the encoder to reach the bound on a movie of any length
+TRAINING_STEPS = 1400  # enough for the encoder to reach the bound on a movie of any length
 MOST_EPOCHS = 200  # a short movie has no more to teach
 BATCH = 256
 
