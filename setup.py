@@ -19,7 +19,11 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["smlmcore", "smlmcore.*"]), "smlmcore.kernels"],
     package_dir={"smlmcore.kernels": "kernels"},
-    package_data={"smlmcore": ["*.h"], "smlmcore.kernels": ["*.cu", "*.cuh"]},
+    package_data={
+        "smlmcore": ["*.h"],
+        "smlmcore.fit": ["*.template"],
+        "smlmcore.kernels": ["*.cu", "*.cuh"],
+    },
     install_requires=[
         "numpy>=2.0",
         "scipy>=1.13",
