@@ -8,7 +8,8 @@ from smlmcore import testing
 from smlmcore.autograd import Tensor
 from smlmcore.interpolate import affine, prefilter, resample, sample, shift, zoom
 from smlmcore.interpolate.bspline import ALIASES
-from smlmcore.interpolate.kernels import MODES, basis
+from smlmcore.interpolate.kernels import basis
+from smlmcore.interpolate.modes import MODES
 
 SCIPY = {"mirror": "mirror", "reflect": "reflect", "periodic": "grid-wrap", "zero": "grid-constant"}
 SCIPY["constant"] = "constant"

@@ -29,7 +29,7 @@ import numpy as np
 from .. import backend
 from ..autograd import Tensor, op, ops
 from . import kernels
-from .kernels import MODES
+from .modes import MODES
 
 ALIASES = {"grid-mirror": "reflect", "grid-wrap": "periodic"}
 

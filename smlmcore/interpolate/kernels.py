@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 
 from .. import kernel
-
-MODES = ("mirror", "reflect", "periodic", "zero", "constant")
-MIRROR, REFLECT, PERIODIC, ZERO, CONSTANT = range(5)
-LIMIT = 2.0**30  # coordinates beyond are no numbers: an int32 holds their index
+from . import cpu
+from .modes import CONSTANT, LIMIT, PERIODIC, REFLECT, ZERO
 
 # ---------------------------------------------------------------- reference: the definition
 
@@ -110,13 +108,100 @@ def _prefilter(a, degree, mode, c):
 
 # ---------------------------------------------------------------- registration
 
-prefilter = kernel.register("bspline_prefilter", "a[o,n,i] degree:int mode:int -> c[o,n,i]", _prefilter)
+
+def _points(rng, b, p, q, r, m, d):
+    """Points within and beyond the grid; some on its border, some no numbers."""
+    n = np.array([p, q, r])[3 - d :]
+    points = rng.uniform(-0.5 * n - 1, 1.5 * n + 1, (b, m, d))
+    points[:, ::5] = np.clip(points[:, ::5], 0, n - 1)
+    points[:, 7::20, 0] = np.nan
+    points[:, 13::20, d - 1] = -(2.0**31)
+    return points
+
+
+def _sample_inputs(rng, degree, mode, **sizes):
+    b, p, q, r = (sizes[k] for k in "bpqr")
+    return [rng.normal(size=(b, p, q, r)), _points(rng, **sizes), degree, mode]
+
+
+def _scatter_inputs(rng, degree, mode, **sizes):
+    return [rng.normal(size=(sizes["b"], sizes["m"])), _points(rng, **sizes), degree, mode]
+
+
+def _prefilter_inputs(rng, o, n, i, degree, mode):
+    return [rng.normal(size=(o, n, i)), degree, mode]
+
+
+_SIZES = ("b", "p", "q", "r", "m", "d", "degree", "mode")
+_CASES = tuple(
+    dict(zip(_SIZES, case, strict=True))
+    for case in [
+        (0, 1, 4, 5, 3, 2, 3, 0),
+        (2, 1, 1, 9, 33, 1, 0, 1),
+        (1, 1, 1, 1, 5, 1, 5, 3),
+        (1, 1, 1, 23, 33, 1, 5, 4),
+        (3, 1, 7, 12, 65, 2, 2, 2),
+        (2, 1, 9, 8, 65, 2, 3, 4),
+        (1, 1, 1, 3, 20, 2, 3, 3),
+        (1, 11, 6, 9, 129, 3, 1, 1),
+        (1, 17, 9, 10, 300, 3, 3, 0),
+        (2, 5, 7, 6, 100, 3, 3, 3),
+        (1, 5, 7, 6, 33, 3, 4, 2),
+    ]
+)
+_BENCH = {"b": 1, "p": 128, "q": 128, "r": 128, "m": 1_000_000, "d": 3, "degree": 3, "mode": 0}
+_FILTERS = tuple(
+    dict(zip(("o", "n", "i", "degree", "mode"), case, strict=True))
+    for case in [
+        (0, 5, 1, 3, 0),
+        (1, 1, 1, 3, 3),
+        (3, 1, 7, 5, 0),
+        (1, 2, 33, 3, 0),
+        (35, 7, 1, 3, 1),
+        (2, 9, 17, 4, 2),
+        (3, 40, 3, 5, 0),
+        (1, 33, 40, 2, 3),
+        (2, 45, 5, 5, 3),
+        (1, 50, 3, 5, 1),
+        (1, 60, 2, 3, 2),
+        (1, 5, 3, 1, 4),
+        (1, 70, 35, 3, 4),
+    ]
+)
+
+prefilter = kernel.register(
+    "bspline_prefilter",
+    "a[o,n,i] degree:int mode:int -> c[o,n,i]",
+    _prefilter,
+    cpu=cpu._prefilter,
+    sample=_prefilter_inputs,
+    cases=_FILTERS,
+    bench={"o": 128, "n": 128, "i": 128, "degree": 3, "mode": 0},
+)
 sample = kernel.register(
-    "bspline_sample", "coefficients[b,p,q,r] points[b,m,d] degree:int mode:int -> value[b,m]", _sample
+    "bspline_sample",
+    "coefficients[b,p,q,r] points[b,m,d] degree:int mode:int -> value[b,m]",
+    _sample,
+    cpu=cpu._sample,
+    sample=_sample_inputs,
+    cases=_CASES,
+    bench=_BENCH,
 )
 slopes = kernel.register(
-    "bspline_slopes", "coefficients[b,p,q,r] points[b,m,d] degree:int mode:int -> value[b,m] slope[b,m,d]", _slopes
+    "bspline_slopes",
+    "coefficients[b,p,q,r] points[b,m,d] degree:int mode:int -> value[b,m] slope[b,m,d]",
+    _slopes,
+    cpu=cpu._slopes,
+    sample=_sample_inputs,
+    cases=_CASES,
+    bench=_BENCH,
 )
 scatter = kernel.register(
-    "bspline_scatter", "gradient[b,m] points[b,m,d] degree:int mode:int -> coefficients[b,p,q,r]", _scatter
+    "bspline_scatter",
+    "gradient[b,m] points[b,m,d] degree:int mode:int -> coefficients[b,p,q,r]",
+    _scatter,
+    cpu=cpu._scatter,
+    sample=_scatter_inputs,
+    cases=_CASES,
+    bench=_BENCH,
 )
