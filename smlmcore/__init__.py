@@ -19,6 +19,7 @@ __all__ = [
     "data",
     "encoder",
     "fit",
+    "interpolate",
     "kernel",
     "layers",
     "localize",
