@@ -22,6 +22,7 @@ from scipy.special import erf
 
 from .. import backend, kernel
 from ..autograd import op
+from . import axis
 from .base import PSF, run_partials, stack_emitters
 
 # ---------------------------------------------------------------- reference: the definition
@@ -77,6 +78,8 @@ def _partials(parameters, value, partials):
 
 
 # ---------------------------------------------------------------- cpu
+
+CHUNK = 64  # images that a thread takes at a time
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -148,51 +151,54 @@ def _partials_cpu(parameters, value, partials):
         _spot(parameters[i], parameters[i], value[i], partials[i], scratch)  # sigma is free: no constants are read
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
+@axis.parallel
 def _render_cpu(x, y, photons, sigma_x, sigma_y, background, image):
     n, h, w = image.shape
-    for i in numba.prange(n):
-        scratch = np.empty(3 * (h + w), image.dtype)
-        image[i] = background[i]
-        for k in range(x.shape[1]):
-            a, b = axes_cpu(x[i, k], y[i, k], sigma_x[i, k], sigma_y[i, k], (h, w), scratch)
-            for r in range(h):
-                row = photons[i, k] * b[0, r]
-                for c in range(w):
-                    image[i, r, c] += row * a[0, c]
+    columns, flat = axis.whole(w), image.reshape(-1)
+    for chunk in numba.prange((n + CHUNK - 1) // CHUNK):
+        along_x, along_y = 0, columns
+        edges = along_y + axis.whole(h)
+        canvas = edges + axis.room(max(h, w))
+        scratch = np.zeros(canvas + h * columns, image.dtype)
+        stop = min(n, (chunk + 1) * CHUNK)
+        for i in range(chunk * CHUNK, stop):
+            for j in range(h * columns):
+                axis.put(scratch, canvas + j, background[i])
+            for k in range(x.shape[1]):
+                axis.values(scratch, along_x, edges, 0, x[i, k], sigma_x[i, k], w)
+                axis.values(scratch, along_y, edges, 0, y[i, k], sigma_y[i, k], h)
+                axis.spread(scratch, canvas, columns, h, columns, along_y, along_x, photons[i, k])
+            for r in range(h):  # whole vectors: each row overwrites what the one before wrote too much
+                start = (i * h + r) * w
+                length = columns if start + columns <= stop * h * w else w
+                for j in range(length):
+                    axis.put(flat, start + j, axis.get(scratch, canvas + r * columns + j))
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
+@axis.parallel
 def _render_vjp_cpu(x, y, photons, sigma_x, sigma_y, gradient, gx, gy, gphotons, gsigma_x, gsigma_y, gbackground):
     n, h, w = gradient.shape
-    zero = gradient.dtype.type(0)
-    for i in numba.prange(n):
-        scratch = np.empty(3 * (h + w), gradient.dtype)
-        total = zero
-        for r in range(h):
-            for c in range(w):
-                total += gradient[i, r, c]
-        gbackground[i] = total
-        for k in range(x.shape[1]):
-            a, b = axes_cpu(x[i, k], y[i, k], sigma_x[i, k], sigma_y[i, k], (h, w), scratch)
-            sx = sy = sn = ssx = ssy = zero
-            for r in range(h):
-                m = m_c = m_s = zero
-                for c in range(w):
-                    g = gradient[i, r, c]
-                    m += g * a[0, c]
-                    m_c += g * a[1, c]
-                    m_s += g * a[2, c]
-                sx += b[0, r] * m_c
-                sy += b[1, r] * m
-                sn += b[0, r] * m
-                ssx += b[0, r] * m_s
-                ssy += b[2, r] * m
-            gx[i, k] = photons[i, k] * sx
-            gy[i, k] = photons[i, k] * sy
-            gphotons[i, k] = sn
-            gsigma_x[i, k] = photons[i, k] * ssx
-            gsigma_y[i, k] = photons[i, k] * ssy
+    flat = gradient.reshape(-1)
+    for chunk in numba.prange((n + CHUNK - 1) // CHUNK):
+        across, down = 0, 3 * axis.whole(w)
+        edges = down + 3 * axis.whole(h)
+        sums = edges + 3 * axis.room(max(h, w))
+        scratch = np.zeros(sums + 4 * axis.whole(w), gradient.dtype)
+        for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
+            start, end = i * h * w, (i + 1) * h * w
+            total = gradient.dtype.type(0)
+            for j in range(h * w):
+                total += axis.get(flat, start + j)
+            gbackground[i] = total
+            for k in range(x.shape[1]):
+                axis.slopes(scratch, across, edges, 0, x[i, k], sigma_x[i, k], w)
+                axis.slopes(scratch, down, edges, 0, y[i, k], sigma_y[i, k], h)
+                sx, sy, s, ssx, ssy = axis.collect(scratch, sums, down, across, h, w, flat, start, w, end)
+                gx[i, k] = photons[i, k] * sx
+                gy[i, k] = photons[i, k] * sy
+                gphotons[i, k] = s
+                gsigma_x[i, k] = photons[i, k] * ssx
+                gsigma_y[i, k] = photons[i, k] * ssy
 
 
 # ---------------------------------------------------------------- registration
