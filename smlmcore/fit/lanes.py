@@ -124,9 +124,10 @@ def source(h: int, w: int, dtype: Any, free: tuple[int, ...], variance: bool, le
 
     nearest = 2 / (1 + scale * far) - 1
     pairs = [pair for pair in INFORMATION if set(pair) <= set(free)]
-    rows = {"PAR": 5, "X": 3 * w, "Y": 3 * h, "ACC": 21, "ACC2": 21, "ERR": 5, "BEST": 6, "EDGE": 3, "MOMENTS": 4}
+    saved = {"PAR": 5, "LAST": 5, "DECREMENT": 1, "LENGTH": 1, "STEPS": 1}  # of a spot that goes to the second stage
+    rows = saved | {"X": 3 * w, "Y": 3 * h, "ACC": 21, "ACC2": 21, "ERR": 5, "BEST": 6, "EDGE": 3, "MOMENTS": 4}
     rows |= {"FLAT_x": 4, "FLAT_y": 4, "DATA": h * w}
-    single_rows = "ACTIVE GO STEPS DAMPING DECREMENT WEAK LIKELIHOOD CHI SQUARES WIDTH TOTAL STATE"
+    single_rows = "ACTIVE GO DAMPING WEAK LIKELIHOOD CHI SQUARES WIDTH TOTAL STATE"
     rows |= dict.fromkeys(single_rows.split(), 1)
     if variance:
         rows |= {"VAR": h * w, "CLEAN": h * w, "RAW": 1}
@@ -135,12 +136,13 @@ def source(h: int, w: int, dtype: Any, free: tuple[int, ...], variance: bool, le
         offset |= {"CLEAN": offset["DATA"], "RAW": offset["TOTAL"]}
     constants = offset | {
         **{name: offset["PAR"] + i * LANES for i, name in enumerate(("PX", "PY", "N", "B", "S"))},
-        **{"H": h, "W": w, "SIZE": LANES * sum(rows.values()), "SUMS": 20 + least_squares, "LEVEL": 20},
+        **{"H": h, "W": w, "SIZE": LANES * sum(rows.values()), "SAVED": sum(saved.values())},
+        **{"SUMS": 20 + least_squares, "LEVEL": 20},
         **{"FIRST": FIRST, "FEW": LANES // 4, "PLAIN": PLAIN},
         **{"BIAS": 127 if single else 1023, "SHIFT": 23 if single else 52, "BYTES": 4 if single else 8},
         **{"SQRT_HALF": 0x3F3504F3 if single else 0x3FE6A09E667F3BCD, "ERF_SCALE": scale},
-        **{"WEAKEST": 1e-6 if single else 1e-12, "ROUNDING": 2e-6 if single else 1e-10, "RATE": RATE},
-        **{"UNSEEN": 1e12, "HELD": 1e20},
+        **{"WEAKEST": 1e-6 if single else 1e-12, "ROUNDING": 2e-6 if single else 1e-10, "RATE": RATE, "LATER": LATER},
+        **{"UNSEEN": 1e12, "HELD": 1e20, "NEAR": NEAR},
         **{"STEPPING": 0, "SETTLING": 1, "LOOKING": 2, "ENDING": 3},
         **{status.name.upper(): int(status) for status in Status},
     }
@@ -172,6 +174,8 @@ def source(h: int, w: int, dtype: Any, free: tuple[int, ...], variance: bool, le
         **{f"limit_{v}": text for v, text in LIMIT.items()},
         **{f"scale_{v}": text for v, text in SCALE.items()},
     }
+    terms = [f"v{j}" if j == 2 else f"v{j} / (s * s)" for j in free if j != 3]
+    words["RELATIVE"] = " + ".join(terms) or "R(0.0)"
     for j in free:
         terms = [f"o{j}{i} * e{i}{k} * o{k}{j}" for i in free for k in free]
         words[f"sandwich_{SHORT[j]}"] = " + ".join(terms)
@@ -190,7 +194,9 @@ def module(h: int, w: int, dtype: Any, free: tuple[int, ...], variance: bool, le
 
 FIRST = 2  # steps after which the last few spots of a block that are not at their end are packed anew
 PLAIN = 4  # steps without damping; after them, all that are not at their end are packed anew
-RATE = 0.01  # at best, a step's decrement is this part of the one before
+NEAR = 1.0  # decrement from which on a step may differ from 1 in length
+RATE = 4.0  # part of the decrement that a step leaves, in squares of the relative errors of place, width and photons
+LATER = 0.2  # of the tolerance's square, for spots that need more than FIRST steps: they converge slowly
 PART = 16384  # spots that a thread takes at a time, at most
 SMALLEST = 1024  # spots that are worth a thread
 
