@@ -169,6 +169,7 @@ _FILTERS = tuple(
     ]
 )
 
+# in place as well: all bodies read a line before they write it
 prefilter = kernel.register(
     "bspline_prefilter",
     "a[o,n,i] degree:int mode:int -> c[o,n,i]",
