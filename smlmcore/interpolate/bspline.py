@@ -21,6 +21,7 @@ Med. Imaging 19, 739.)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,7 +94,7 @@ def sample(coefficients: Any, points: Any, degree: int = 3, mode: str = "mirror"
         coefficients = ops.broadcast_to(coefficients, (*both, *grid))
     if lead != both + rest:
         points = ops.broadcast_to(points, (*both, *rest, d))
-    count, many = int(np.prod(both)), int(np.prod(rest))
+    count, many = math.prod(both), math.prod(rest)
     values = _sample(coefficients.reshape(count, *grid), points.reshape(count, many, d), degree=degree, mode=mode)
     return values.reshape(both + rest)
 
@@ -217,15 +218,15 @@ def _(saved, gradient):
 def _filter(a, degree, mode, dims):
     """Filter the last `dims` axes, one after another."""
     xp = backend.module(a)
-    if degree < 2 or a.size == 0:
+    filtered = [axis for axis in range(a.ndim - dims, a.ndim) if a.shape[axis] > 1 or mode == "zero"]
+    if degree < 2 or a.size == 0 or not filtered:
         return a.copy()
-    a = xp.ascontiguousarray(a)
-    for axis in range(a.ndim - dims, a.ndim):
-        outer, n, inner = int(np.prod(a.shape[:axis])), a.shape[axis], int(np.prod(a.shape[axis + 1 :]))
-        if n > 1 or mode == "zero":
-            out = xp.empty((outer, n, inner), a.dtype)
-            a = kernels.prefilter(a.reshape(out.shape), degree, MODES.index(mode), out=out).reshape(a.shape)
-    return a.copy()
+    out = xp.empty(a.shape, a.dtype)
+    for axis in filtered:
+        lines = math.prod(a.shape[:axis]), a.shape[axis], math.prod(a.shape[axis + 1 :])
+        kernels.prefilter(a.reshape(lines), degree, MODES.index(mode), out=out.reshape(lines))
+        a = out  # from the second axis on in place
+    return out
 
 
 def _scale_ends(a, dims, factor):

@@ -14,7 +14,8 @@ from . import simd
 from .modes import CONSTANT, LIMIT, MIDDLE, PERIODIC, POLES, REFLECT, ZERO
 
 FAST = {"reassoc", "contract", "arcp", "nsz"}  # as fast as all of them, and NaN stays NaN
-LANES = 32  # lines that are filtered together
+U = np.uint64
+LANES = 64  # lines that are filtered together
 CHUNK = 1024  # points that a thread takes at a time
 SLABS = 8  # parts of an array into which points are scattered side by side
 
@@ -300,29 +301,20 @@ def _filter(a, poles, middle, mode, c):
     outer, n, inner = a.shape
     source, target = a.reshape(-1), c.reshape(-1)
     factors = factor(middle, n if mode == ZERO else 0)
-    wide = inner >= LANES // 2
+    wide = inner >= LANES // 4  # neighbouring lines lie side by side
     tiles = (inner + LANES - 1) // LANES
-    count = outer * tiles if wide else (outer * inner + LANES - 1) // LANES
-    for tile in numba.prange(count):
-        s = np.empty(n * LANES, c.dtype)
-        start = np.empty(LANES, np.int64)
-        if wide:  # neighbouring lines lie side by side
-            first = tile // tiles * (n * inner) + tile % tiles * LANES
+    for tile in numba.prange(outer * tiles if wide else (outer * inner + LANES - 1) // LANES):
+        s = np.zeros(n * LANES, c.dtype)
+        at = tile // tiles * (n * inner) + tile % tiles * LANES
+        if wide:
             lanes = min(LANES, inner - tile % tiles * LANES)
             for k in range(n):
-                for i in range(lanes):
-                    s[k * LANES + i] = source[first + k * inner + i]
+                copy(source, at + k * inner, s, k * LANES, lanes)
         else:
             lanes = min(LANES, outer * inner - tile * LANES)
             for i in range(lanes):
                 line = tile * LANES + i
-                start[i] = line // inner * (n * inner) + line % inner
-                for k in range(n):
-                    s[k * LANES + i] = source[start[i] + k * inner]
-        if lanes < LANES:
-            for k in range(n):
-                for i in range(lanes, LANES):
-                    s[k * LANES + i] = 0
+                move(source, line // inner * (n * inner) + line % inner, inner, s, i, LANES, n)
         if mode == ZERO:
             banded(s, n, factors)
         else:
@@ -330,87 +322,114 @@ def _filter(a, poles, middle, mode, c):
                 recursive(s, n, pole, mode)
         if wide:
             for k in range(n):
-                for i in range(lanes):
-                    target[first + k * inner + i] = s[k * LANES + i]
+                copy(s, k * LANES, target, at + k * inner, lanes)
         else:
             for i in range(lanes):
-                for k in range(n):
-                    target[start[i] + k * inner] = s[k * LANES + i]
+                line = tile * LANES + i
+                move(s, i, LANES, target, line // inner * (n * inner) + line % inner, inner, n)
+
+
+# Rows of LANES numbers of the flat scratch s (n, LANES).  Unsigned indices: numba checks the others for being negative,
+# and LLVM makes no vectors of what remains.
+
+
+@fast
+def copy(source, at, target, to, count):
+    for i in range(count):
+        target[U(to) + U(i)] = source[U(at) + U(i)]
+
+
+@fast
+def move(source, at, step, target, to, stride, count):
+    for i in range(count):
+        target[U(to) + U(i) * U(stride)] = source[U(at) + U(i) * U(step)]
+
+
+@fast
+def mix(s, k, other, u, v):
+    """Row k becomes u times itself plus v times another row."""
+    a, b = U(k * LANES), U(other * LANES)
+    for i in range(LANES):
+        s[a + U(i)] = u * s[a + U(i)] + v * s[b + U(i)]
+
+
+@fast
+def add(total, w, s, k):
+    for i in range(LANES):
+        total[U(i)] += w * s[U(k * LANES) + U(i)]
+
+
+@fast
+def put(s, k, w, row):
+    for i in range(LANES):
+        s[U(k * LANES) + U(i)] = w * row[U(i)]
 
 
 @fast
 def recursive(s, n, z, mode):
-    """The filter 1 / B of one pole z: causal, then anticausal.  s is (n, LANES), flat."""
+    """The filter 1 / B of one pole z: causal, then anticausal.
+
+    Each starts with the sum over all samples before the first (after the last) of the array that the mode continues.
+    Its terms decay with z: it ends where they vanish, or after the whole array, whose copies are a geometric series.
+    """
     real = s.dtype.type
     one = real(1)
     gain = (one - z) * (one - one / z)
-    head, tail = np.empty(LANES, s.dtype), np.empty(LANES, s.dtype)
-    # the sum over everything before the first sample, of the array continued periodically by the mode: terms decay by z
     enough = min(n, int(math.log(1e-18 if s.itemsize == 8 else 1e-9) / math.log(abs(z))) + 2)
-    exact = enough == n
+    head, tail = np.zeros(LANES, s.dtype), np.zeros(LANES, s.dtype)
+    w, far = z, real(0)
     if mode == PERIODIC:
-        head[:] = s[:LANES]
-        w = z
+        add(head, one, s, 0)
         for k in range(n - 1, n - enough, -1):
-            for i in range(LANES):
-                head[i] += w * s[k * LANES + i]
+            add(head, w, s, k)
             w *= z
-        scale = one / (one - w) if exact else one
+        far = w if enough == n else far
+        scale = one / (one - far)
     elif mode == REFLECT:
-        head[:] = 0
-        w, far = z, real(z**n) if exact else real(0)
+        far = real(z**n) if enough == n else far
         for k in range(enough):
-            for i in range(LANES):
-                head[i] += w * (s[k * LANES + i] + far * s[(n - 1 - k) * LANES + i])
+            add(head, w, s, k)
+            if far != 0:
+                add(head, w * far, s, n - 1 - k)
             w *= z
         scale = one / (one - far * far)
-        for i in range(LANES):
-            head[i] = s[i] + scale * head[i]
-        scale = one
+        add(head, one / scale, s, 0)
     else:
-        w, far = z, real(z ** (n - 1)) if exact else real(0)
-        for i in range(LANES):
-            head[i] = s[i] + far * s[(n - 1) * LANES + i]
+        far = real(z ** (n - 1)) if enough == n else far
+        add(head, one, s, 0)
+        add(head, far, s, n - 1)
         for k in range(1, min(enough, n - 1)):
-            for i in range(LANES):
-                head[i] += w * (s[k * LANES + i] + far * s[(n - 1 - k) * LANES + i])
+            add(head, w, s, k)
+            if far != 0:
+                add(head, w * far, s, n - 1 - k)
             w *= z
         scale = one / (one - far * far)
-    for i in range(LANES):
-        s[i] = gain * scale * head[i]
+    put(s, 0, gain * scale, head)
     for k in range(1, n):
-        for i in range(LANES):
-            s[k * LANES + i] = gain * s[k * LANES + i] + z * s[(k - 1) * LANES + i]
-    last = (n - 1) * LANES
+        mix(s, k, k - 1, gain, z)
+    add(tail, one, s, n - 1)
     if mode == PERIODIC:
-        tail[:] = s[last : last + LANES]
         w = z
         for k in range(enough - 1):
-            for i in range(LANES):
-                tail[i] += w * s[k * LANES + i]
+            add(tail, w, s, k)
             w *= z
-        scale = -z / (one - w) if exact else -z
+        scale = -z / (one - (w if enough == n else real(0)))
     elif mode == REFLECT:
-        tail[:] = s[last : last + LANES]
         scale = z / (z - one)
     else:
-        for i in range(LANES):
-            tail[i] = s[last + i] + z * s[last - LANES + i]
+        add(tail, z, s, n - 2)
         scale = z / (z * z - one)
-    for i in range(LANES):
-        s[last + i] = scale * tail[i]
+    put(s, n - 1, scale, tail)
     for k in range(n - 2, -1, -1):
-        for i in range(LANES):
-            s[k * LANES + i] = z * (s[(k + 1) * LANES + i] - s[k * LANES + i])
+        mix(s, k, k + 1, -z, z)
 
 
 @plain
 def factor(middle, n):
     """L D L^T (3, n) of the symmetric matrix with `middle` on its diagonals: 1 / D, and the two diagonals of L."""
     f = np.zeros((3, n), middle.dtype)
-    b0, b1, b2 = middle[0], middle[1], middle[2]
     for k in range(n):
-        pivot, below = b0, b1
+        pivot, below = middle[0], middle[1]
         if k >= 1:
             pivot -= f[1, k - 1] ** 2 / f[0, k - 1]
             below -= f[1, k - 1] * f[2, k - 1] / f[0, k - 1]
@@ -418,21 +437,22 @@ def factor(middle, n):
             pivot -= f[2, k - 2] ** 2 / f[0, k - 2]
         f[0, k] = 1 / pivot
         f[1, k] = below / pivot
-        f[2, k] = b2 / pivot
+        f[2, k] = middle[2] / pivot
     return f
 
 
 @fast
 def banded(s, n, f):
     """Solve for coefficients that are 0 beyond the array."""
-    zero = s.dtype.type(0)
+    one = s.dtype.type(1)
     for k in range(1, n):
-        u, v = f[1, k - 1], f[2, k - 2] if k >= 2 else zero
-        before = max(k - 2, 0) * LANES
-        for i in range(LANES):
-            s[k * LANES + i] -= u * s[(k - 1) * LANES + i] + v * s[before + i]
+        mix(s, k, k - 1, one, -f[1, k - 1])
+        if k >= 2:
+            mix(s, k, k - 2, one, -f[2, k - 2])
     for k in range(n - 1, -1, -1):
-        d, u, v = f[0, k], f[1, k] if k < n - 1 else zero, f[2, k] if k < n - 2 else zero
-        one, two = min(k + 1, n - 1) * LANES, min(k + 2, n - 1) * LANES
-        for i in range(LANES):
-            s[k * LANES + i] = d * s[k * LANES + i] - u * s[one + i] - v * s[two + i]
+        if k == n - 1:
+            mix(s, k, k, f[0, k], s.dtype.type(0))
+        else:
+            mix(s, k, k + 1, f[0, k], -f[1, k])
+        if k < n - 2:
+            mix(s, k, k + 2, one, -f[2, k])

@@ -109,13 +109,13 @@ def _prefilter(a, degree, mode, c):
 # ---------------------------------------------------------------- registration
 
 
-def _points(rng, b, p, q, r, m, d):
+def _points(rng, b, p, q, r, m, axes):
     """Points within and beyond the grid; some on its border, some no numbers."""
-    n = np.array([p, q, r])[3 - d :]
-    points = rng.uniform(-0.5 * n - 1, 1.5 * n + 1, (b, m, d))
+    n = np.array([p, q, r])[3 - axes :]
+    points = rng.uniform(-0.5 * n - 1, 1.5 * n + 1, (b, m, axes))
     points[:, ::5] = np.clip(points[:, ::5], 0, n - 1)
     points[:, 7::20, 0] = np.nan
-    points[:, 13::20, d - 1] = -(2.0**31)
+    points[:, 13::20, axes - 1] = -(2.0**31)
     return points
 
 
@@ -132,7 +132,7 @@ def _prefilter_inputs(rng, o, n, i, degree, mode):
     return [rng.normal(size=(o, n, i)), degree, mode]
 
 
-_SIZES = ("b", "p", "q", "r", "m", "d", "degree", "mode")
+_SIZES = ("b", "p", "q", "r", "m", "axes", "degree", "mode")
 _CASES = tuple(
     dict(zip(_SIZES, case, strict=True))
     for case in [
@@ -149,7 +149,7 @@ _CASES = tuple(
         (1, 5, 7, 6, 33, 3, 4, 2),
     ]
 )
-_BENCH = {"b": 1, "p": 128, "q": 128, "r": 128, "m": 1_000_000, "d": 3, "degree": 3, "mode": 0}
+_BENCH = {"b": 1, "p": 128, "q": 128, "r": 128, "m": 1_000_000, "axes": 3, "degree": 3, "mode": 0}
 _FILTERS = tuple(
     dict(zip(("o", "n", "i", "degree", "mode"), case, strict=True))
     for case in [
@@ -169,38 +169,56 @@ _FILTERS = tuple(
     ]
 )
 
+
+def _block_per_point(dims):
+    return -(-dims["b"] * dims["m"] // 128)
+
+
+def _block_per_slab(dims):
+    return dims["b"] * dims["rqp"[dims["axes"] - 1]]  # of the first axis that the points have
+
+
+def _cuda(blocks):
+    return kernel.Cuda("bspline.cu", blocks, threads=128, constants=("axes", "degree"))
+
+
+# in place as well: all bodies read a line before they write it
 prefilter = kernel.register(
     "bspline_prefilter",
     "a[o,n,i] degree:int mode:int -> c[o,n,i]",
     _prefilter,
     cpu=cpu._prefilter,
+    cuda=kernel.Cuda("bspline_prefilter.cu", lambda dims: -(-dims["o"] * dims["i"] // 64), 64, ("degree",)),
     sample=_prefilter_inputs,
     cases=_FILTERS,
     bench={"o": 128, "n": 128, "i": 128, "degree": 3, "mode": 0},
 )
 sample = kernel.register(
     "bspline_sample",
-    "coefficients[b,p,q,r] points[b,m,d] degree:int mode:int -> value[b,m]",
+    "coefficients[b,p,q,r] points[b,m,axes] degree:int mode:int -> value[b,m]",
     _sample,
     cpu=cpu._sample,
+    cuda=_cuda(_block_per_point),
     sample=_sample_inputs,
     cases=_CASES,
     bench=_BENCH,
 )
 slopes = kernel.register(
     "bspline_slopes",
-    "coefficients[b,p,q,r] points[b,m,d] degree:int mode:int -> value[b,m] slope[b,m,d]",
+    "coefficients[b,p,q,r] points[b,m,axes] degree:int mode:int -> value[b,m] slope[b,m,axes]",
     _slopes,
     cpu=cpu._slopes,
+    cuda=_cuda(_block_per_point),
     sample=_sample_inputs,
     cases=_CASES,
     bench=_BENCH,
 )
 scatter = kernel.register(
     "bspline_scatter",
-    "gradient[b,m] points[b,m,d] degree:int mode:int -> coefficients[b,p,q,r]",
+    "gradient[b,m] points[b,m,axes] degree:int mode:int -> coefficients[b,p,q,r]",
     _scatter,
     cpu=cpu._scatter,
+    cuda=_cuda(_block_per_slab),
     sample=_scatter_inputs,
     cases=_CASES,
     bench=_BENCH,
