@@ -62,7 +62,7 @@ class Convolution:
         out = [n - k + 1 if mode == "valid" else n for n, k in zip(self.object, kernel.shape, strict=True)]
         if min(out) < 1:
             raise ValueError(
-                f"renderer.Convolution got a kernel of shape {kernel.shape} for an object of shape {self.object} in mode "
+                f"renderer.Convolution got a kernel of shape {kernel.shape} for an object of {self.object} in mode "
                 "'valid': nothing is left; choose a larger object, or mode 'same' or 'periodic'"
             )
         self.kernel, self.mode, self.learned, self.stride = kernel / total, mode, bool(learned), strides

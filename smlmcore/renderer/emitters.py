@@ -32,6 +32,8 @@ class Emitters:
     ((2, 64, 48), [3572.0, 7144.0])
     """
 
+    symmetric = True  # flipped images are images of flipped parameters
+
     def __init__(self, psf: Model, shape: tuple[int, int]) -> None:
         self.psf, self.shape = psf, (int(shape[0]), int(shape[1]))
 

@@ -17,6 +17,8 @@ class Image:
     array([1., 4.])
     """
 
+    symmetric = True  # flipped images are images of flipped parameters
+
     def __init__(self, shape: Sequence[int]) -> None:
         self.shape = tuple(int(s) for s in shape)
 
