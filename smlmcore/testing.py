@@ -2,8 +2,8 @@
 
     check_kernel("gelu", "cuda-on-host", "float32")      # raises AssertionError naming the worst element
 
-A kernel brings its own `sample` and `cases`, so one added anywhere under `psf`, `loss`, `layers`, `fit` or
-`interpolate` is found and tested by itself.
+A kernel brings its own `sample` and `cases`, so one added in any of these packages (FOLDERS) is found and
+tested by itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from .autograd.checks import check_adjoint, check_gradient
 
 __all__ = ["all_kernels", "bodies", "check_adjoint", "check_gradient", "check_kernel", "tolerance"]
 
-FOLDERS = ("psf", "loss", "layers", "fit", "interpolate")  # the packages whose modules register kernels
+# the packages whose modules register kernels
+FOLDERS = ("camera", "psf", "interpolate", "loss", "layers", "renderer", "localize", "fit")
 
 
 def all_kernels() -> dict[str, kernel.Kernel]:

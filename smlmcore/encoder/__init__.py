@@ -1,5 +1,9 @@
-"""Encoders: images -> numbers, from which a mapper makes physical parameters."""
+"""Encoders: images -> numbers, from which a mapper makes physical parameters.
+
+`Conv` looks at the images; `Table` learns the numbers of each image by themselves.
+"""
 
 from .conv import Conv
+from .table import Table
 
-__all__ = ["Conv"]
+__all__ = ["Conv", "Table"]

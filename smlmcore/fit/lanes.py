@@ -27,9 +27,9 @@ from typing import Any
 
 import numba
 import numpy as np
-from numpy.polynomial import Chebyshev, Polynomial
 from scipy.special import erfcx, gammaln
 
+from ..psf.axis import horner, polynomial
 from . import template
 from .generic import _locked
 from .problem import negative
@@ -96,10 +96,6 @@ def _m(i: int, j: int) -> str:
     return "" if i == j else f"m{i}{j} * "
 
 
-def _polynomial(f: Callable[[Any], Any], degree: int, low: float, high: float) -> list[float]:
-    return Chebyshev.interpolate(f, degree, [low, high]).convert(kind=Polynomial).coef.tolist()
-
-
 def _series(w: Any) -> Any:
     """(log Gamma(z + 1) - (z + 1/2) log z + z - 1/2 log 2 pi) z at z = 1/w: 1/12 - w^2/360 + ..."""
     z = 1 / np.maximum(w, 1e-3)
@@ -161,15 +157,15 @@ def source(h: int, w: int, dtype: Any, free: tuple[int, ...], variance: bool, le
         "ldl": _ldl(free),
         "inverse_lines": _inverse(free),
     }
-    log1p = _polynomial(lambda f: np.log1p(f) / np.where(f == 0, 1, f) + (f == 0), 8 if single else 20, -0.293, 0.4143)
+    log1p = polynomial(lambda f: np.log1p(f) / np.where(f == 0, 1, f) + (f == 0), 8 if single else 20, -0.293, 0.4143)
     words = {
         "REAL": np.dtype(dtype).name,
         "INT": "int32" if single else "int64",
         "L": LANES,
-        "EXP2": template.polynomial("f", _polynomial(np.exp2, 5 if single else 10, -0.5, 0.5)),
-        "LOG": template.polynomial("f", log1p),
-        "ERF": template.polynomial("t", _polynomial(erfc, 8 if single else 16, nearest, 1.0)),
-        "SERIES": template.polynomial("q", _polynomial(_series, 4 if single else 12, 0.0, 1.0)),
+        "EXP2": horner("f", polynomial(np.exp2, 5 if single else 10, -0.5, 0.5)),
+        "LOG": horner("f", log1p),
+        "ERF": horner("t", polynomial(erfc, 8 if single else 16, nearest, 1.0)),
+        "SERIES": horner("q", polynomial(_series, 4 if single else 12, 0.0, 1.0)),
         "BOUNDS": ", ".join(f"low_{v}, high_{v}" for v in SHORT),
         **{f"limit_{v}": text for v, text in LIMIT.items()},
         **{f"scale_{v}": text for v, text in SCALE.items()},

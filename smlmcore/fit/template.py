@@ -19,7 +19,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -69,16 +69,6 @@ def _blocks(lines: list[str], scope: dict[str, Any]) -> Iterable[str]:
                         line = re.sub(rf"\${name}(?!\w)", lambda _, v=v: str(v), line)
                     yield line
         i = stop + 1
-
-
-def polynomial(x: str, coefficients: Sequence[float]) -> str:
-    """Horner's scheme in the dtype R.
-
-    >>> polynomial("x", [1.0, 2.0, 0.5])
-    '(R(1.0) + x * (R(2.0) + x * R(0.5)))'
-    """
-    first, *rest = coefficients
-    return f"(R({first!r}) + {x} * {polynomial(x, rest)})" if rest else f"R({first!r})"
 
 
 def lighten(text: str) -> str:

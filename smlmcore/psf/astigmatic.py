@@ -21,7 +21,7 @@ from ..autograd import ops
 from . import moments
 from .base import PSF, Bounds, run_partials, stack_emitters
 from .elliptic import EllipticGaussian2D
-from .gaussian import SIZES, axes_cpu, block_per_image, render_op, sample, separable, separable_cpu, widths_cpu
+from .gaussian import SIZES, axes_cpu, block_per_image, draw, sample, separable, separable_cpu, widths_cpu
 
 # ---------------------------------------------------------------- reference: the definition
 
@@ -185,15 +185,17 @@ class AstigmaticGaussian(PSF):
         """Bounds of each parameter when fitted to images of `shape`; z stays in the calibrated range."""
         return {**super().bounds(shape), "z": Bounds(*self.z_range, 0.2 * min(self._pairs["depth"]))}
 
-    def render(self, parameters: Mapping[str, Any], shape: tuple[int, int]) -> Any:
+    def render(self, parameters: Mapping[str, Any], shape: tuple[int, int], image: Any = None) -> Any:
         """Images (n, h, w) of the emitters' sum plus background; arrays or Tensors, (n,) or (n, emitters) each.
 
-        `background` is (n,): counted once per image.  Differentiable in every parameter that is a Tensor.  Where the
+        `background` is (n,): counted once per image.  Differentiable in every parameter that is a Tensor.  With
+        `image`, the index (emitters,) of each emitter's image, parameters are (emitters,), and emitters are drawn only
+        where they are: for many in a large image.  Where the
         calibration's polynomial is negative, far outside `z_range`, the image is NaN.
         """
-        x, y, z, photons, background = stack_emitters(self, parameters, ("x", "y", "z", "photons"))
+        x, y, z, photons, background = stack_emitters(self, parameters, ("x", "y", "z", "photons"), image)
         sigma_x, sigma_y = (_width(z, c) for c in self.constants.reshape(2, 5).tolist())
-        return render_op(x, y, photons, sigma_x, sigma_y, background, shape=tuple(shape))
+        return draw((x, y, photons, sigma_x, sigma_y, background), shape, image)
 
     def partials(self, parameters: Any, shape: tuple[int, int]) -> tuple[Any, Any]:
         """Images (n, h, w) and their derivatives (n, p, h, w) for one emitter per image, `parameters` (n, p)."""

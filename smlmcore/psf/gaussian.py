@@ -13,7 +13,7 @@ are one parameter; `elliptic.py` has two, `astigmatic.py` two functions of z.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numba
@@ -22,7 +22,7 @@ from scipy.special import erf
 
 from .. import backend, kernel
 from ..autograd import op
-from . import axis
+from . import axis, scatter
 from .base import PSF, run_partials, stack_emitters
 
 # ---------------------------------------------------------------- reference: the definition
@@ -280,6 +280,14 @@ def _(saved, gradient):
     return render_vjp_kernel(*saved, gradient, out=outputs)
 
 
+def draw(values: Sequence[Any], shape: tuple[int, int], image: Any = None) -> Any:
+    """Images of x, y, photons, sigma_x, sigma_y, background as `stack_emitters` gives them, with or without `image`."""
+    if image is None:
+        return render_op(*values, shape=tuple(shape))
+    index = scatter.check_index(image, len(values[0]), len(values[-1]))
+    return scatter.scatter_op(*values, image=index, shape=tuple(shape))
+
+
 class Gaussian2D(PSF):
     """Pixel-integrated isotropic 2-D Gaussian: mu = photons * E(y) * E(x) + background (module text: formula, source).
 
@@ -311,14 +319,16 @@ class Gaussian2D(PSF):
     def scratch_size(self, shape: tuple[int, int]) -> int:
         return 3 * sum(shape)
 
-    def render(self, parameters: Mapping[str, Any], shape: tuple[int, int]) -> Any:
+    def render(self, parameters: Mapping[str, Any], shape: tuple[int, int], image: Any = None) -> Any:
         """Images (n, h, w) of the emitters' sum plus background; arrays or Tensors, (n,) or (n, emitters) each.
 
-        `background` is (n,): counted once per image.  Differentiable in every parameter that is a Tensor.
+        `background` is (n,): counted once per image.  Differentiable in every parameter that is a Tensor.  With
+        `image`, the index (emitters,) of each emitter's image, parameters are (emitters,), and emitters are drawn only
+        where they are: for many in a large image.
         """
         values = dict(parameters) if self.sigma is None else {**parameters, "sigma": self.sigma}
-        x, y, photons, sigma, background = stack_emitters(self, values, ("x", "y", "photons", "sigma"))
-        return render_op(x, y, photons, sigma, sigma, background, shape=tuple(shape))
+        x, y, photons, sigma, background = stack_emitters(self, values, ("x", "y", "photons", "sigma"), image)
+        return draw((x, y, photons, sigma, sigma, background), shape, image)
 
     def partials(self, parameters: Any, shape: tuple[int, int]) -> tuple[Any, Any]:
         """Images (n, h, w) and their derivatives (n, p, h, w) for one emitter per image, `parameters` (n, p)."""

@@ -19,6 +19,8 @@ class PSF:
     (1, 7, 7)
     """
 
+    symmetric = True  # flipped images are images of flipped parameters
+
     def __init__(self, psf: Model, shape: tuple[int, int]) -> None:
         self.psf, self.shape = psf, (int(shape[0]), int(shape[1]))
 
