@@ -95,7 +95,8 @@ def _fit_parser(commands: Any) -> None:
         "fit",
         help="turn a movie into a table of localizations",
         description="Find the spots of a movie, train a model on them without labels, and write the localizations. "
-        "Camera settings come from the movie's metadata where they are not given here.",
+        "Camera settings come from the movie's metadata where they are not given here, and are guessed from its noise "
+        "where neither says anything.",
     )
     p.add_argument("movie", type=Path, help="TIFF or Picasso .raw")
     p.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="folder for the results (default: MOVIE.fit)")
@@ -234,6 +235,8 @@ def _summary(report: dict[str, Any], out: Path) -> Iterator[str]:
     """The report's numbers for a reader, and where the files lie."""
     loss, status = report["loss"], {k: n for k, n in report["status"].items() if n}
     yield f"{report['localizations']} localizations of {report['spots']} spots in {report['movie']['frames']} frames"
+    if report["camera_from"].startswith("guessed"):
+        yield f"camera {report['camera_from']}; give --offset, --gain and --read-noise where you know them"
     yield "status: " + ", ".join(f"{k.replace('_', ' ')} {n}" for k, n in status.items())
     yield (
         f"loss on {loss['unseen_spots']} unseen spots: encoder {loss['encoder']:.4f}, refined {loss['refined']:.4f}, "

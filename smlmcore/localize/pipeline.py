@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import backend, data, fit, plot
-from ..camera import Camera
+from ..camera import Camera, guess
 from ..psf import Gaussian2D
 from ..training import Trainer
 from .cut import cut
@@ -58,9 +58,10 @@ def fit_movie(
     """Find the spots of `movie`, learn a Gaussian model from them, refine, write OUTPUTS; returns the report.
 
     `camera`: settings that override those in the file: offset (counts), gain (electrons per count), read_noise
-    (electrons), pixel_size (µm).  `box`: odd side of a spot image, pixels.  `sigma`: usual width of the PSF, pixels.
-    `threshold`: in units of noise.  `epochs`: passes over the spots, default as many as TRAINING_STEPS steps need.
-    `device`: "cpu" or "gpu".  Raises `data.DataError` if the file or what is in it does not do.
+    (electrons), pixel_size (µm); where neither offset nor gain is known they are guessed from the movie's noise (see
+    `camera.guess`), and the report says so.  `box`: odd side of a spot image, pixels.  `sigma`: usual width of the PSF,
+    pixels. `threshold`: in units of noise.  `epochs`: passes over the spots, default as many as TRAINING_STEPS steps
+    need. `device`: "cpu" or "gpu".  Raises `data.DataError` if the file or what is in it does not do.
 
     Where a table `NAME.truth.hdf5` lies beside the movie, the report compares with it.
     """
@@ -70,7 +71,7 @@ def fit_movie(
     seconds: dict[str, float] = {}
     clock = Stopwatch(seconds)
     with data.open_movie(movie) as source:
-        settings = known_camera(source, camera or {})
+        settings, camera_from = known_camera(source, camera or {})
         spots = find_spots(source, settings, box, sigma, threshold, quiet)
         shape, warnings = source.shape, list(source.warnings)
     clock.lap("find")
@@ -103,7 +104,8 @@ def fit_movie(
     numbers, errors = evaluate(spots, settings.variance, predicted, result, trainer.held_out, truth)
     report = {
         "movie": {"file": Path(movie).name, "frames": shape[0], "height": shape[1], "width": shape[2]},
-        "camera": {f.name: getattr(settings, f.name) for f in fields(settings)},
+        "camera": settings.describe(),
+        "camera_from": camera_from,
         "settings": {"box": box, "sigma": sigma, "threshold": threshold, "epochs": trainer.epochs, "seed": seed},
         "warnings": warnings,
         "found": spots.found,
@@ -132,16 +134,27 @@ def check_folder(out: str | PathLike[str], overwrite: bool) -> Path:
     return folder
 
 
-def known_camera(movie: data.Movie, given: Mapping[str, float | None]) -> Camera:
-    """Camera from the movie's metadata and the settings `given`, which win; an error names what is missing."""
+def known_camera(movie: data.Movie, given: Mapping[str, float | None]) -> tuple[Camera, str]:
+    """Camera from the settings `given`, the movie's metadata, or its noise, in this order; and where it is from.
+
+    Raises `DataError` that names what is missing and why it cannot be guessed.
+    """
     settings = {**movie.camera, **{k: v for k, v in given.items() if v is not None}}
     missing = [f"--{name.replace('_', '-')}" for name in ("offset", "gain", "pixel_size") if settings.get(name) is None]
+    known, reason = "the settings given and the file's metadata", ""
+    if missing[:2] == ["--offset", "--gain"]:
+        try:
+            found = guess(movie)
+            settings = {"read_noise": found.read_noise, **settings, "offset": found.offset, "gain": found.gain}
+            missing, known = missing[2:], f"guessed from the noise of the movie: {found}"
+        except ValueError as error:
+            reason = f" ({error})"
     if missing:
         raise data.DataError(
-            f"the camera is unknown: the file's metadata does not say {', '.join(missing)}; pass "
+            f"the camera is unknown: the file's metadata does not say {', '.join(missing)}{reason}; pass "
             "--offset (counts), --gain (electrons per count), --read-noise (electrons, default 0), --pixel-size (µm)"
         )
-    return Camera(**settings)
+    return Camera(**settings), known
 
 
 def find_spots(movie: data.Movie, camera: Camera, box: int, sigma: float, threshold: float, quiet: bool) -> Spots:
