@@ -170,36 +170,42 @@ __device__ void fit_image(const REAL* spot, const REAL* variance, const REAL* in
     }
 
     evaluate<PSF>(theta, spot, variance, tables, exchange, lane, now);
-    REAL damping = 0, previous, decrement = REAL(1e30);
+    REAL damping = 0;
     int done = 0;
-    bool converged = false;
-    while (done < max_iterations && !converged) {  // all lanes hold the same numbers and go the same way
-        done++;
+    bool accepted = true, converged = false;
+    while (true) {  // all lanes hold the same numbers and go the same way
         const unsigned held = pushed<P>(theta, now, limits) | fixed;
-        scaled<P>(now, held, damping + (sizeof(REAL) == 4 ? REAL(1e-7) : REAL(1e-9)), scale, matrix);
-        if (!cholesky<P>(matrix, 0)) {
-            damping = max(10 * damping, REAL(1e-2)), decrement = REAL(1e30);
+        const REAL least = sizeof(REAL) == 4 ? REAL(1e-7) : REAL(1e-9);
+        scaled<P>(now, held, damping + least, scale, matrix);
+        const bool regular = cholesky<P>(matrix, 0);
+        REAL decrement = 0;
+        if (regular) {
+#pragma unroll
+            for (int a = 0; a < P; a++) move[a] = held >> a & 1 ? REAL(0) : now.of[a] / scale[a];
+            solve<P>(matrix, move);
+            // the square of the step ahead in standard errors is how far the maximum is
+#pragma unroll
+            for (int a = 0; a < P; a++) decrement += held >> a & 1 ? REAL(0) : move[a] / scale[a] * now.of[a];
+            converged = accepted && damping < REAL(1e-2) && decrement < tolerance * tolerance;
+        }
+        if (converged || done == max_iterations) break;
+        done++;
+        if (!regular) {
+            damping = max(100 * damping, REAL(1e-1));
             continue;
         }
 #pragma unroll
-        for (int a = 0; a < P; a++) move[a] = held >> a & 1 ? REAL(0) : now.of[a] / scale[a];
-        solve<P>(matrix, move);
-        previous = decrement, decrement = 0;
-#pragma unroll
         for (int a = 0; a < P; a++) {
-            const REAL d = move[a] / scale[a], most = limits.step[a] + limits.factor[a] * fabs(theta[a]);
-            decrement += d * (held >> a & 1 ? REAL(0) : now.of[a]);
-            const REAL to = min(max(theta[a] + min(max(d, -most), most), limits.lower[a]), limits.upper[a]);
-            trial[a] = held >> a & 1 ? theta[a] : to;
+            const REAL most = limits.step[a] + limits.factor[a] * fabs(theta[a]);
+            const REAL d = min(max(move[a] / scale[a], -most), most);
+            trial[a] = held >> a & 1 ? theta[a] : min(max(theta[a] + d, limits.lower[a]), limits.upper[a]);
         }
         __syncwarp();  // the tables are about to be written again
         evaluate<PSF>(trial, spot, variance, tables, exchange, lane, next);
         const REAL slack = REAL(1e-9) * now.deviance() + 2 * EPSILON * next.doubt();
-        if (next.deviance() <= now.deviance() + slack) {
-            // steps shrink by a constant factor: the last two foretell the next one
-            const REAL square = tolerance * tolerance;
-            converged = damping < REAL(1e-2) && decrement < square && decrement / previous * decrement < square / 10;
-            damping /= 10;
+        accepted = next.deviance() <= now.deviance() + slack;
+        if (accepted) {
+            damping = damping > REAL(1e-4) ? damping / 10 : REAL(0);
             now = next;
 #pragma unroll
             for (int a = 0; a < P; a++) theta[a] = trial[a];

@@ -116,8 +116,8 @@ def test_likelihood_and_chi2_are_those_of_scipy(real):
 
     mu = MODEL.partials(theta.T, (7, 7))[0]
     terms = poisson.logpmf(images, mu)
-    # A table's entry is the difference of two numbers of up to 1/2, so it is off by epsilon, and mu by N epsilon (a + A)
-    # besides its own rounding: far more than epsilon mu for a bright spot.  float64: the erf is good to 1e-12.
+    # a table's entry is the difference of two numbers of up to 1/2, so it is off by epsilon, and mu by
+    # N epsilon (a + A): far more than epsilon mu for a bright spot.  float64: the erf is good to 1e-12
     epsilon = 2.0**-23 if real == np.float32 else 1e-12
     doubt = epsilon * (photons[:, None, None] * (axis(y)[:, :, None] + axis(x)[:, None, :]) + mu)
     slope = np.abs(images / mu - 1)
