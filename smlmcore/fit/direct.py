@@ -3,6 +3,7 @@
 Which body does the work follows from the PSF and from where the images live:
 
     Gaussian2D, NumPy     `lanes`: a spot in each SIMD lane
+    Spline, NumPy         `spline`: a row of pixels in a vector
     any PSF, NumPy        `generic`: one spot after another
     Gaussian2D, CuPy      `cuda`: the kernel of kernels/fit.cu
     any PSF, CuPy         `refine`: array operations, all spots in step
@@ -22,9 +23,9 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import backend
-from ..psf import Gaussian2D
+from ..psf import Gaussian2D, Spline
 from ..psf.base import PSF
-from . import cuda, generic, lanes
+from . import cuda, generic, lanes, spline
 from . import emitters as several
 from .problem import Chunk, Limits, Problem, check
 from .refine import lockstep
@@ -132,7 +133,8 @@ def _fit_chunk(problem: Problem, chunk: Chunk, out: tuple[Any, ...]) -> None:
     if backend.is_gpu(chunk.spots):
         body = _on_gpu if gaussian and not problem.least_squares else _in_step
     else:
-        body = _in_lanes if gaussian and problem.weights is None else _one_by_one
+        quick = _in_rows if type(problem.psf) is Spline and not problem.least_squares else _one_by_one
+        body = _in_lanes if gaussian and problem.weights is None else quick
     body(problem, chunk, out)
 
 
@@ -179,11 +181,25 @@ def _in_lanes(problem: Problem, chunk: Chunk, out: tuple[Any, ...]) -> None:
             problem.max_iterations, problem.tolerance, problem.least_squares, wide,
         )  # fmt: skip
     # lanes refuse an image with a NaN pixel; the generic body leaves the pixel out
-    if (holes := np.flatnonzero(out[2] == Status.invalid_input)).size:
-        found = tuple(a[holes] for a in out)
-        _one_by_one(problem, _rows(chunk, holes), found)
+    _some_one_by_one(problem, chunk, np.flatnonzero(out[2] == Status.invalid_input), out)
+
+
+def _in_rows(problem: Problem, chunk: Chunk, out: tuple[Any, ...]) -> None:
+    own = chunk.initial is None and not problem.limits.fixed.any()  # the fast path has its own first guess
+    left = spline.fit(
+        problem.psf, chunk.spots, chunk.variance, None if own else start(problem, chunk), problem.limits,
+        problem.max_iterations, problem.tolerance, numba.get_num_threads(), out,
+    )  # fmt: skip
+    _some_one_by_one(problem, chunk, left, out)
+
+
+def _some_one_by_one(problem: Problem, chunk: Chunk, which: np.ndarray, out: tuple[Any, ...]) -> None:
+    """Fit some images of a chunk with the generic body."""
+    if which.size:
+        found = tuple(a[which] for a in out)
+        _one_by_one(problem, _rows(chunk, which), found)
         for a, values in zip(out, found, strict=True):
-            a[holes] = values
+            a[which] = values
 
 
 def _on_gpu(problem: Problem, chunk: Chunk, out: tuple[Any, ...]) -> None:

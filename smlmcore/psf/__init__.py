@@ -7,3 +7,4 @@ from .astigmatic import AstigmaticGaussian
 from .base import PSF
 from .elliptic import EllipticGaussian2D
 from .gaussian import Gaussian2D
+from .spline import Spline
