@@ -3,6 +3,7 @@
 Which body does the work follows from the PSF and from where the images live; it is the first of BODIES that suits:
 
     Gaussian2D, NumPy     `lanes`: a spot in each SIMD lane
+    Spline, NumPy         `spline`: a row of pixels in a vector
     any PSF, NumPy        `generic`: one spot after another
     Gaussian2D, CuPy      `cuda`: the kernel of kernels/fit.cu
     any PSF, CuPy         `refine`: array operations, all spots in step
@@ -23,9 +24,9 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import backend
-from ..psf import Gaussian2D
+from ..psf import Gaussian2D, Spline
 from ..psf.base import PSF
-from . import cuda, generic, lanes
+from . import cuda, generic, lanes, spline
 from . import emitters as several
 from .problem import Chunk, Limits, Problem, check
 from .refine import lockstep
@@ -212,11 +213,25 @@ def _in_lanes(problem: Problem, chunk: Chunk, out: tuple[Any, ...]) -> None:
             problem.max_iterations, problem.tolerance, problem.least_squares, wide[:4],
         )  # fmt: skip
     # lanes refuse an image with a NaN pixel; the generic body leaves the pixel out
-    if (holes := np.flatnonzero(out[2] == Status.invalid_input)).size:
-        found = problem.outputs(holes.size)
-        _one_by_one(problem, problem.convert(chunk.take(holes)), found)
-        for a, values in zip(out[:4], found, strict=False):
-            a[holes] = values
+    _some_one_by_one(problem, chunk, np.flatnonzero(out[2] == Status.invalid_input), out[:4])
+
+
+def _in_rows(problem: Problem, chunk: Chunk, out: tuple[Any, ...]) -> None:
+    own = chunk.initial is None and not problem.limits.fixed.any()  # the fast path has its own first guess
+    left = spline.fit(
+        problem.psf, chunk.spots, chunk.variance, None if own else start(problem, chunk), problem.limits,
+        problem.max_iterations, problem.tolerance, numba.get_num_threads(), out,
+    )  # fmt: skip
+    _some_one_by_one(problem, chunk, left, out)
+
+
+def _some_one_by_one(problem: Problem, chunk: Chunk, which: np.ndarray, out: tuple[Any, ...]) -> None:
+    """Fit some images of a chunk with the generic body."""
+    if which.size:
+        found = problem.outputs(which.size)
+        _one_by_one(problem, problem.convert(chunk.take(which)), found)
+        for a, values in zip(out, found, strict=False):
+            a[which] = values
 
 
 def _measure_in_lanes(problem: Problem, chunk: Chunk, parameters: Any, log_likelihood: Any, chi2: Any) -> None:
@@ -243,12 +258,17 @@ def _gaussian(problem: Problem) -> bool:
     return type(problem.psf) is Gaussian2D and problem.weights is None  # a subclass may draw something else
 
 
+def _spline(problem: Problem) -> bool:
+    return type(problem.psf) is Spline and not problem.least_squares
+
+
 def _gpu(problem: Problem) -> bool:
     return backend.is_gpu(problem.spots)
 
 
 BODIES = (
     Body(lambda p: not _gpu(p) and _gaussian(p), _in_lanes, _measure_in_lanes, raw=True),
+    Body(lambda p: not _gpu(p) and _spline(p), _in_rows),
     Body(lambda p: not _gpu(p), _one_by_one),
     Body(lambda p: _gaussian(p) and not p.least_squares, _on_gpu),
     Body(lambda p: True, _in_step),
