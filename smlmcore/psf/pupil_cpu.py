@@ -24,7 +24,7 @@ from ..layers.simd import copy
 
 LANES = 16
 BLOCK = 8 * LANES  # four quadrants, or four parities, of complex numbers
-PARTS = 16  # partial sums of the pupil's gradient, whatever the number of threads
+PARTS = 32  # images are dealt out in so many parts
 SERIAL = 1 << 18  # multiplications up to which OpenBLAS stays on one thread
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 
@@ -506,9 +506,10 @@ def render(pupil, axial, optics, x, y, z, photons, background, image):
 
 def render_vjp(pupil, axial, optics, x, y, z, photons, gradient, gpupil, *others):
     blocks, m = _blocks(pupil), pupil.shape[-1]
-    parts = np.empty((max(1, min(len(x), PARTS)), *blocks.shape), pupil.dtype)
+    parts = np.empty((len(gpupil), *blocks.shape), pupil.dtype)
     _render_vjp(blocks, padded(axial), optics, m, x, y, z, photons, gradient, parts, *others)
-    from_quadrants(parts.sum(0).reshape(*blocks.shape[:3], 4, 2, LANES), gpupil)
+    for found, out in zip(parts, gpupil, strict=True):
+        from_quadrants(found.reshape(*blocks.shape[:3], 4, 2, LANES), out)
 
 
 def partials(parameters, pupil, axial, optics, value, derivatives):
