@@ -21,7 +21,7 @@ from .autograd.checks import check_adjoint, check_gradient
 
 __all__ = ["all_kernels", "bodies", "check_adjoint", "check_gradient", "check_kernel", "tolerance"]
 
-FOLDERS = ("psf", "loss", "layers", "fit", "renderer")  # the packages whose modules register kernels
+FOLDERS = ("psf", "loss", "layers", "fit", "interpolate", "renderer")  # the packages whose modules register kernels
 
 
 def all_kernels() -> dict[str, kernel.Kernel]:
