@@ -17,6 +17,7 @@ __all__ = [
     "backend",
     "camera",
     "data",
+    "deconvolution",
     "encoder",
     "fit",
     "interpolate",
