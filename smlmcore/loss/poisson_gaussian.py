@@ -28,7 +28,10 @@ from scipy.special import gammaln, logsumexp
 from .. import backend, kernel
 from ..autograd import op
 from ..backend import Array
+from . import lanes
 
+LANES = lanes.LANES
+CHUNK = 64 * LANES  # pixels of one thread at a time
 LARGEST = {4: 3.4e38, 8: 1.7e308}  # steepest slope, by bytes of the dtype
 
 
@@ -69,23 +72,46 @@ def _log_poisson(x, mu):
 
 @numba.njit(cache=True, error_model="numpy", parallel=True)
 def _cpu(prediction, data, variance, exact, nll, slope):
-    # Each pixel in float64 whatever the dtype: its loops are short and of unequal length, so there is no SIMD to win,
-    # and only the stored precision is summed for.
+    # In float64 whatever the dtype, but only the stored precision is summed for.
     single = prediction.itemsize == 4
     steepest = -3.4e38 if single else -1.7e308
-    tiny = 1e-9 if single else 1e-18
-    for i in numba.prange(prediction.size):
-        mu, d, v = np.float64(prediction[i]), np.float64(data[i]), np.float64(variance[i])
-        if math.isnan(d) or not v < math.inf:
-            nll[i] = slope[i] = 0
-            continue
-        valid = mu if not mu < 0 else 0.0
-        if exact and v > 0:
-            value, gradient = _marginal(valid, d, v, tiny)
-        else:
-            value, gradient = _continuous(valid + v, max(d + v, 0.0))
-        nll[i] = math.inf if mu < 0 else value
-        slope[i] = max(gradient, steepest) if not math.isnan(gradient) else gradient
+    size = prediction.size
+    for chunk in numba.prange(-(-size // CHUNK)):
+        w = np.empty(lanes.FIELDS * LANES)
+        for start in range(chunk * CHUNK, min((chunk + 1) * CHUNK, size), LANES):
+            for j in range(LANES):
+                i = min(start + j, size - 1)
+                mu, d, v = np.float64(prediction[i]), np.float64(data[i]), np.float64(variance[i])
+                plain = mu > 1e-30 and mu < 1e12 and abs(d) < 1e12 and v < 1e12 and v >= (5e-3 if exact else 0.0)
+                w[lanes.MU + j], w[lanes.D + j] = (mu, d) if plain else (1.0, 1.0)
+                w[lanes.V + j], w[lanes.PLAIN + j] = (v, 1.0) if plain else (1.0, 0.0)
+                w[lanes.STATE + j] = lanes.SUMMED
+            if exact:
+                lanes.exact(w, 1e-9 if single else 1e-14)
+            else:
+                lanes.shifted(w)
+            for j in range(min(LANES, size - start)):
+                i = start + j
+                if w[lanes.PLAIN + j] > 0 and w[lanes.STATE + j] != lanes.FAILED:
+                    nll[i], slope[i] = w[lanes.NLL + j], max(w[lanes.SLOPE + j], steepest)
+                else:
+                    value, gradient = _pixel(
+                        np.float64(prediction[i]), np.float64(data[i]), np.float64(variance[i]), exact, single
+                    )
+                    nll[i], slope[i] = value, max(gradient, steepest) if gradient < 1 else gradient
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _pixel(mu, d, v, exact, single):
+    """Any pixel: those that the lanes leave over."""
+    if math.isnan(d) or not v < math.inf:
+        return 0.0, 0.0
+    valid = mu if not mu < 0 else 0.0
+    if exact and v > 0:
+        value, gradient = _marginal(valid, d, v, 1e-9 if single else 1e-18)
+    else:
+        value, gradient = _continuous(valid + v, max(d + v, 0.0))
+    return math.inf if mu < 0 else value, gradient
 
 
 @numba.njit(cache=True, error_model="numpy")
