@@ -9,7 +9,7 @@
 
 from .activation import Gelu, gelu
 from .chain import Flatten, chain
-from .conv import Conv2d, conv2d
+from .conv import Conv2d, Conv3d, conv
 from .linear import Linear, linear
 
-__all__ = ["Conv2d", "Flatten", "Gelu", "Linear", "chain", "conv2d", "gelu", "linear"]
+__all__ = ["Conv2d", "Conv3d", "Flatten", "Gelu", "Linear", "chain", "conv", "gelu", "linear"]
