@@ -145,7 +145,7 @@ def _double(v, activation):
         return v * s, s + v * s * (1 - s)
     if activation == RELU:
         return (v if not v <= 0 else 0.0), (1.0 if v > 0 else 0.0)
-    if v > 0:
+    if v > 0 or activation == NONE:
         return v, 1.0
     if activation == LEAKY:
         return LEAK * v, LEAK
@@ -178,13 +178,14 @@ def _activate(activation, values, slope, start, count):
             _leaky(y, s)
         elif activation == ELU:
             _elu(y, s)
+        else:
+            s[:] = F(1)
 
     def double(activation, values, slope, start, count):
-        if activation != NONE:
-            for i in range(start, start + count):
-                values[i], derivative = _one_double(values[i], activation)
-                if slope.size:
-                    slope[i] = derivative
+        for i in range(start, start + count):
+            values[i], derivative = _one_double(values[i], activation)
+            if slope.size:
+                slope[i] = derivative
 
     return single if values.dtype == types.float32 else double
 

@@ -23,8 +23,9 @@ import numpy as np
 from .. import backend, kernel
 from ..autograd import op, ops
 from ..backend import Array
-from . import activation as activations
 from . import direct, winograd
+from .activation import code
+from .activation import reference as activated
 from .recorded import recorded
 
 
@@ -42,7 +43,7 @@ def _reference(x, weight, bias, stride, pad, activation, out, slope):
     total = np.zeros(out.shape) + bias
     for tap, pixels in _windows(x, weight.shape[:3], stride, pad, out.shape[1:4]):
         total += pixels @ weight[tap].astype(np.float64)
-    out[...], derivative = activations.reference(total, activation)
+    out[...], derivative = activated(total, activation)
     if slope.size:
         slope[...] = derivative.reshape(-1)
 
@@ -100,7 +101,7 @@ def _case(n, x, c, d, taps, stride=1, pad=None, activation=None, slope=True):
     out = [(s + 2 * pad * (t > 1) - t) // stride + 1 for s, t in zip(x, taps, strict=True)]
     dims = dict(zip("nfhwcjklopqd", (n, *x, c, *taps, *out, d), strict=True))
     s = n * int(np.prod(out)) * d if slope else 0
-    return {**dims, "stride": stride, "pad": pad, "activation": activations.code(activation), "s": s}
+    return {**dims, "stride": stride, "pad": pad, "activation": code(activation), "s": s}
 
 
 _CASES = (
@@ -206,33 +207,31 @@ def _conv(x: Array, weight: Array, bias: Array, *, stride: int, pad: int, activa
     xp = backend.module(x, weight, name="conv")
     out = xp.empty((len(x), *out_size, weight.shape[-1]), x.dtype)
     slope = xp.empty(out.size if record and activation is not None else 0, x.dtype)
-    conv_kernel(
-        _planes(x), _planes(weight, 0), bias, stride, pad, activations.code(activation), out=(_planes(out), slope)
-    )
+    conv_kernel(planes(x), planes(weight, 0), bias, stride, pad, code(activation), out=(planes(out), slope))
     return out, (x, weight, slope, stride, pad)
 
 
 @_conv.vjp
 def _(saved: tuple, g: Array) -> tuple:
     x, weight, slope, stride, pad = saved
-    xp, g = backend.module(x), _planes(g)
+    xp, g = backend.module(x), planes(g)
 
     def input_gradient() -> Array:
         out = xp.empty(x.shape, x.dtype)
-        input_gradient_kernel(g, slope, _planes(weight, 0), stride, pad, out=_planes(out))
+        input_gradient_kernel(g, slope, planes(weight, 0), stride, pad, out=planes(out))
         return out
 
     @cache
     def parameters() -> tuple[Array, Array]:  # both come from one pass over the pixels
         out = xp.empty(weight.shape, x.dtype), xp.empty(weight.shape[-1], x.dtype)
-        weight_gradient_kernel(_planes(x), g, slope, stride, pad, out=(_planes(out[0], 0), out[1]))
+        weight_gradient_kernel(planes(x), g, slope, stride, pad, out=(planes(out[0], 0), out[1]))
         return out
 
     return input_gradient, lambda: parameters()[0], lambda: parameters()[1]
 
 
-def _planes(a: Array, axis: int = 1) -> Array:
-    """Images as volumes of one plane, filters (axis 0) too; volumes as they are."""
+def planes(a: Array, axis: int = 1) -> Array:
+    """Images as volumes of one plane (axis 1), filters of images as those of volumes (axis 0); volumes as they are."""
     return a if a.ndim == 5 else a[:, None] if axis else a[None]
 
 
@@ -267,7 +266,7 @@ class Conv2d:
             raise ValueError(f"{self} is not possible; inputs, outputs, size, stride and dilation are at least 1")
         if self.padding not in ("same", "valid", "reflect"):
             raise ValueError(f"{self} is not possible; padding is 'same', 'valid' or 'reflect'")
-        activations.code(self.activation)
+        code(self.activation)
 
     def init(self, rng: np.random.Generator, dtype: Any = np.float32) -> dict[str, np.ndarray]:
         """Draw the parameters."""

@@ -2,8 +2,8 @@
 
     max: out[n,o,p,q,c] = max over i < depth, j, k < size of x[n, o·depth + i, p·size + j, q·size + k, c]
 
-Rows and columns that fill no whole window are left out.  The gradient goes to the first maximum of a window, in the order
-of memory.  Images are volumes of one plane, with depth 1.
+Rows and columns that fill no whole window are left out.  The gradient goes to the first maximum of a window, in the
+order of memory.  Images are volumes of one plane, with depth 1.
 """
 
 from __future__ import annotations

@@ -244,7 +244,6 @@ class Vector:
 
     __rmul__ = __mul__
 
-
     def max(self, other: Vector) -> Vector:
         """The larger one; NaN if either is."""
         b = self.builder

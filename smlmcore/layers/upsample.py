@@ -1,4 +1,5 @@
-"""Enlarging: every pixel becomes a block of equal ones; with the step of a U-Net that follows, concatenation, in one pass.
+"""Enlarging: every pixel becomes a block of equal ones; with the step of a U-Net that follows, concatenation, in one
+pass.
 
     out[n,o,p,q,:] = x[n, o // depth, p // size, q // size, :] ++ skip[n,o,p,q,:]
 
@@ -159,7 +160,9 @@ upsample_gradient_kernel = kernel.register(
     cpu=_gradient_cpu,
     cuda=kernel.Cuda(
         "upsample.cu",
-        lambda s: -(-max(s["n"] * s["f"] * s["h"] * s["w"] * s["c"], s["n"] * s["o"] * s["p"] * s["q"] * s["d"]) // 128),
+        lambda s: (
+            -(-max(s["n"] * s["f"] * s["h"] * s["w"] * s["c"], s["n"] * s["o"] * s["p"] * s["q"] * s["d"]) // 128)
+        ),
     ),
     sample=lambda rng, n, o, p, q, e, depth, size, **_: [rng.normal(size=(n, o, p, q, e)), depth, size],
     cases=_CASES,
