@@ -1,6 +1,6 @@
 """Public checks: every body of a kernel against its reference, gradients against differences, adjoints.
 
-    check_kernel("gelu", "cuda-on-host", "float32")      # raises AssertionError naming the worst element
+    check_kernel("activation", "cuda-on-host", "float32")      # raises AssertionError naming the worst element
 
 A kernel brings its own `sample` and `cases`, so one added in any of these packages (FOLDERS) is found and
 tested by itself.
@@ -28,7 +28,7 @@ FOLDERS = ("camera", "psf", "interpolate", "loss", "layers", "renderer", "locali
 def all_kernels() -> dict[str, kernel.Kernel]:
     """Every kernel of the package by name; imports the modules that register them.
 
-    >>> "gelu" in all_kernels()
+    >>> "activation" in all_kernels()
     True
     """
     for folder in FOLDERS:
@@ -60,7 +60,7 @@ def check_kernel(name: str | kernel.Kernel, body: str, dtype: Any, seed: int = 0
 
     Raises `AssertionError` that names kernel, body, dtype, sizes and the worst element.
 
-    >>> check_kernel("gelu", "cpu", "float64")
+    >>> check_kernel("activation", "cpu", "float64")
     """
     k = all_kernels()[name] if isinstance(name, str) else name
     if k.sample is None or not k.cases:
