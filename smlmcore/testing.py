@@ -2,7 +2,7 @@
 
     check_kernel("gelu", "cuda-on-host", "float32")      # raises AssertionError naming the worst element
 
-A kernel brings its own `sample` and `cases`, so one added anywhere under `psf`, `loss`, `layers` or `fit` is found and
+A kernel brings its own `sample` and `cases`, so one added anywhere under `psf`, `loss`, `layers`, `fit` or `localize` is found and
 tested by itself.
 """
 
@@ -21,7 +21,7 @@ from .autograd.checks import check_adjoint, check_gradient
 
 __all__ = ["all_kernels", "bodies", "check_adjoint", "check_gradient", "check_kernel", "tolerance"]
 
-FOLDERS = ("psf", "loss", "layers", "fit")  # the packages whose modules register kernels
+FOLDERS = ("psf", "loss", "layers", "fit", "localize")  # the packages whose modules register kernels
 
 
 def all_kernels() -> dict[str, kernel.Kernel]:
