@@ -24,10 +24,11 @@ from numba.extending import intrinsic, overload
 
 from ..interpolate.simd import Rows
 from ..psf import rows
+from ..psf.axis import polynomial
 from ..psf.rows import LANES
 from ..psf.spline import Spline, Templates
 from .generic import FAST, _log, _log_factorial
-from .lanes import RATE, _polynomial, _series
+from .lanes import _series
 from .problem import Limits
 from .result import Status
 
@@ -122,8 +123,9 @@ def _correlate(typing, data, size, images, first, columns, scores):
 
 # ---------------------------------------------------------------- the likelihood
 
-_LOG = tuple(_polynomial(lambda f: np.log1p(f) / np.where(f == 0, 1, f) + (f == 0), 8, -0.293, 0.4143))
-_STIRLING = tuple(_polynomial(_series, 4, 0.0, 1.0))
+RATE = 0.01  # at best, a step's decrement is this part of the one before
+_LOG = tuple(polynomial(lambda f: np.log1p(f) / np.where(f == 0, 1, f) + (f == 0), 8, -0.293, 0.4143))
+_STIRLING = tuple(polynomial(_series, 4, 0.0, 1.0))
 
 
 @numba.njit(cache=True, error_model="numpy", fastmath=FAST)
