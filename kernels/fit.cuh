@@ -7,8 +7,10 @@
 //
 // A PSF is a type with P parameters and
 //     struct Tables                                                        shared memory of one warp
-//     static void prepare(const REAL* theta, Tables& t, int lane)          fill the tables, all lanes together
-//     static REAL pixel(const REAL* theta, const Tables& t, int p, REAL* d)     value at pixel p, its P derivatives in d
+//     static void prepare(const REAL* theta, const REAL* constants, Tables& t, int lane)    fill them, all lanes together
+//     static REAL pixel(const REAL* theta, const REAL* constants, const Tables& t, int p, REAL* d)
+//                                                                          value at pixel p, its P derivatives in d
+// `constants` are those of the PSF: nothing, a calibration, the coefficients of a spline.
 #include "reduce.cuh"
 
 enum Status { CONVERGED, MAX_ITERATIONS, AT_BOUND, SINGULAR, INVALID };
@@ -21,7 +23,6 @@ template <int P> struct Limits {
 // What the pixels say about parameters: all sums over the image, in the order in which they are summed.
 template <int P> struct Sums {
     static constexpr int FISHER = P, COUNT = P + P * (P + 1) / 2 + 3;
-    static_assert(COUNT <= 32, "one number in each lane");
     REAL of[COUNT];  // gradient, lower triangle of the Fisher information, then:
     __device__ REAL& deviance() { return of[COUNT - 3]; }  // half of it: what is made small
     __device__ REAL& doubt() { return of[COUNT - 2]; }     // its rounding error is a few epsilon of this
@@ -40,11 +41,11 @@ struct Pixel {
     }
 };
 
-template <class PSF> __device__ void evaluate(const REAL* theta, const REAL* spot, const REAL* variance,
-                                              typename PSF::Tables& tables, REAL* exchange, int lane,
-                                              Sums<PSF::P>& sums) {
+template <class PSF> __device__ void evaluate(const REAL* theta, const REAL* constants, const REAL* spot,
+                                              const REAL* variance, typename PSF::Tables& tables, REAL* exchange,
+                                              int lane, Sums<PSF::P>& sums) {
     constexpr int P = PSF::P;
-    PSF::prepare(theta, tables, lane);
+    PSF::prepare(theta, constants, tables, lane);
     __syncwarp();
 #pragma unroll
     for (int k = 0; k < Sums<P>::COUNT; k++) sums.of[k] = 0;
@@ -52,7 +53,7 @@ template <class PSF> __device__ void evaluate(const REAL* theta, const REAL* spo
         Pixel pixel;
         if (!pixel.read(spot, variance, p)) continue;
         REAL d[P];
-        const REAL value = PSF::pixel(theta, tables, p, d), m = value + pixel.v, w = 1 / m;
+        const REAL value = PSF::pixel(theta, constants, tables, p, d), m = value + pixel.v, w = 1 / m;
         const REAL excess = pixel.x - m, r = excess * w;
 #pragma unroll
         for (int a = 0; a < P; a++) {
@@ -66,7 +67,7 @@ template <class PSF> __device__ void evaluate(const REAL* theta, const REAL* spo
         sums.doubt() += fabs(excess);
         sums.chi2() += (pixel.d - value) * (pixel.d - value) * w;
     }
-    warp_sums(sums.of, exchange, lane);
+    warp_sums_of_many(sums.of, exchange, lane);
 }
 
 // log(x^x exp(-x) / Gamma(x + 1)): what the likelihood has beyond the deviance.
@@ -137,8 +138,8 @@ template <int P> __device__ inline unsigned pushed(const REAL (&theta)[P], const
 }
 
 template <class PSF>
-__device__ void fit_image(const REAL* spot, const REAL* variance, const REAL* initial, const Limits<PSF::P>& limits,
-                          int max_iterations, REAL tolerance, typename PSF::Tables& tables, REAL* exchange, int lane,
+__device__ void fit_image(const REAL* spot, const REAL* variance, const REAL* initial, const REAL* constants,
+                          const Limits<PSF::P>& limits, int max_iterations, REAL tolerance, typename PSF::Tables& tables, REAL* exchange, int lane,
                           REAL* parameters, REAL* errors, REAL* log_likelihood, REAL* chi2, int* status,
                           int* iterations) {
     constexpr int P = PSF::P;
@@ -169,7 +170,7 @@ __device__ void fit_image(const REAL* spot, const REAL* variance, const REAL* in
         return;
     }
 
-    evaluate<PSF>(theta, spot, variance, tables, exchange, lane, now);
+    evaluate<PSF>(theta, constants, spot, variance, tables, exchange, lane, now);
     REAL damping = 0;
     int done = 0;
     bool accepted = true, converged = false;
@@ -201,7 +202,7 @@ __device__ void fit_image(const REAL* spot, const REAL* variance, const REAL* in
             trial[a] = held >> a & 1 ? theta[a] : min(max(theta[a] + d, limits.lower[a]), limits.upper[a]);
         }
         __syncwarp();  // the tables are about to be written again
-        evaluate<PSF>(trial, spot, variance, tables, exchange, lane, next);
+        evaluate<PSF>(trial, constants, spot, variance, tables, exchange, lane, next);
         const REAL slack = REAL(1e-9) * now.deviance() + 2 * EPSILON * next.doubt();
         accepted = next.deviance() <= now.deviance() + slack;
         if (accepted) {
