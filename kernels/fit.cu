@@ -87,7 +87,8 @@ struct Rotated2D {  // x, y, photons, background, sigma_x, sigma_y, angle
 };
 
 constexpr int WARPS = 4;
-constexpr int BLOCKS = sizeof(REAL) == 4 ? 4 : 2;  // at once on a multiprocessor: leaves registers for all sums
+// At once on a multiprocessor: leaves registers for all sums of five parameters, and of more.
+constexpr int BLOCKS = sizeof(REAL) == 4 ? 4 : 2, FEWER = sizeof(REAL) == 4 ? 3 : 2;
 
 // variance: none (m = 0), one map (m = 1) or one for each image (m = n); limits: lower, upper, step, factor.
 template <class PSF>
@@ -96,15 +97,14 @@ __device__ void fit_images(const REAL* spots, const REAL* variance, const REAL* 
                            REAL* parameters, REAL* errors, REAL* log_likelihood, REAL* chi2, int* status,
                            int* iterations, int n, int m) {
     constexpr int P = PSF::P;
-    __shared__ typename PSF::Tables tables[WARPS];
-    __shared__ REAL exchange[WARPS][32];
+    __shared__ Shared<PSF> shared[WARPS];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Limits<P> given = {limits, limits + P, limits + 2 * P, limits + 3 * P, fixed};
     for (int i = blockIdx.x * WARPS + warp; i < n; i += gridDim.x * WARPS) {
         const REAL* map = m ? variance + (size_t)(m == 1 ? 0 : i) * H * W : nullptr;
         fit_image<PSF>(spots + (size_t)i * H * W, map, initial + (size_t)i * P, constants, given, max_iterations,
-                       tolerance[0], tables[warp], exchange[warp], lane, parameters + (size_t)i * P,
-                       errors + (size_t)i * P, log_likelihood + i, chi2 + i, status + i, iterations + i);
+                       tolerance[0], shared[warp], lane, parameters + (size_t)i * P, errors + (size_t)i * P,
+                       log_likelihood + i, chi2 + i, status + i, iterations + i);
         __syncwarp();
     }
 }
@@ -123,12 +123,12 @@ __device__ void fit_images(const REAL* spots, const REAL* variance, const REAL* 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) fit_gaussian2d(FIT_ARGUMENTS) {
     fit_images<Gaussian2D>(FIT_NAMES);
 }
-extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) fit_elliptic2d(FIT_ARGUMENTS) {
+extern "C" __global__ void __launch_bounds__(32 * WARPS, FEWER) fit_elliptic2d(FIT_ARGUMENTS) {
     fit_images<Elliptic2D>(FIT_NAMES);
 }
-extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) fit_astigmatic(FIT_ARGUMENTS) {
+extern "C" __global__ void __launch_bounds__(32 * WARPS, FEWER) fit_astigmatic(FIT_ARGUMENTS) {
     fit_images<Astigmatic>(FIT_NAMES);
 }
-extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) fit_rotated2d(FIT_ARGUMENTS) {
+extern "C" __global__ void __launch_bounds__(32 * WARPS, FEWER) fit_rotated2d(FIT_ARGUMENTS) {
     fit_images<Rotated2D>(FIT_NAMES);
 }

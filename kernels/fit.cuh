@@ -30,6 +30,23 @@ template <int P> struct Sums {
     __device__ REAL& fisher(int a, int b) { return of[FISHER + a * (a + 1) / 2 + b]; }
 };
 
+// Shared memory of one warp.
+template <class PSF> struct Shared {
+    typename PSF::Tables tables;
+    Sums<PSF::P> now;     // of the fit as it stands
+    REAL trial[PSF::P];   // parameters that are tried
+    REAL exchange[32];
+};
+
+// Hand the sums, which all lanes hold, to shared memory: registers are for those being added up.
+template <int P> __device__ inline void keep(const Sums<P>& from, Sums<P>& to, int lane) {
+    __syncwarp();
+#pragma unroll
+    for (int k = 0; k < Sums<P>::COUNT; k++)
+        if (lane == k % 32) to.of[k] = from.of[k];
+    __syncwarp();
+}
+
 constexpr REAL EPSILON = sizeof(REAL) == 4 ? REAL(1.2e-7) : REAL(2.2e-16);
 
 // One pixel's photoelectrons x = max(d + v, 0), read-noise variance v, and datum d; false if it does not count.
@@ -42,10 +59,11 @@ struct Pixel {
 };
 
 template <class PSF> __device__ void evaluate(const REAL* theta, const REAL* constants, const REAL* spot,
-                                              const REAL* variance, typename PSF::Tables& tables, REAL* exchange,
-                                              int lane, Sums<PSF::P>& sums) {
+                                              const REAL* variance, Shared<PSF>& shared, int lane,
+                                              Sums<PSF::P>& sums) {
     constexpr int P = PSF::P;
-    PSF::prepare(theta, constants, tables, lane);
+    __syncwarp();  // the tables are about to be written again
+    PSF::prepare(theta, constants, shared.tables, lane);
     __syncwarp();
 #pragma unroll
     for (int k = 0; k < Sums<P>::COUNT; k++) sums.of[k] = 0;
@@ -53,7 +71,7 @@ template <class PSF> __device__ void evaluate(const REAL* theta, const REAL* con
         Pixel pixel;
         if (!pixel.read(spot, variance, p)) continue;
         REAL d[P];
-        const REAL value = PSF::pixel(theta, constants, tables, p, d), m = value + pixel.v, w = 1 / m;
+        const REAL value = PSF::pixel(theta, constants, shared.tables, p, d), m = value + pixel.v, w = 1 / m;
         const REAL excess = pixel.x - m, r = excess * w;
 #pragma unroll
         for (int a = 0; a < P; a++) {
@@ -67,7 +85,7 @@ template <class PSF> __device__ void evaluate(const REAL* theta, const REAL* con
         sums.doubt() += fabs(excess);
         sums.chi2() += (pixel.d - value) * (pixel.d - value) * w;
     }
-    warp_sums_of_many(sums.of, exchange, lane);
+    warp_sums_of_many(sums.of, shared.exchange, lane);
 }
 
 // log(x^x exp(-x) / Gamma(x + 1)): what the likelihood has beyond the deviance.
@@ -139,13 +157,14 @@ template <int P> __device__ inline unsigned pushed(const REAL (&theta)[P], const
 
 template <class PSF>
 __device__ void fit_image(const REAL* spot, const REAL* variance, const REAL* initial, const REAL* constants,
-                          const Limits<PSF::P>& limits, int max_iterations, REAL tolerance, typename PSF::Tables& tables, REAL* exchange, int lane,
-                          REAL* parameters, REAL* errors, REAL* log_likelihood, REAL* chi2, int* status,
+                          const Limits<PSF::P>& limits, int max_iterations, REAL tolerance, Shared<PSF>& shared,
+                          int lane, REAL* parameters, REAL* errors, REAL* log_likelihood, REAL* chi2, int* status,
                           int* iterations) {
     constexpr int P = PSF::P;
     const REAL nan = log(REAL(-1));
-    REAL theta[P], trial[P], move[P], scale[P], matrix[P][P];
-    Sums<P> now, next;
+    REAL theta[P], move[P], scale[P], matrix[P][P];
+    Sums<P>& now = shared.now;
+    Sums<P> next;
     unsigned fixed = 0;
     int seen = 0, free = 0;
     bool infinite = false, valid = true;
@@ -163,6 +182,7 @@ __device__ void fit_image(const REAL* spot, const REAL* variance, const REAL* in
         free += !held;
         valid = valid && isfinite(initial[a]);
         theta[a] = held ? initial[a] : min(max(initial[a], limits.lower[a]), limits.upper[a]);
+        if (lane == a) shared.trial[a] = theta[a];
     }
     if (__any_sync(0xffffffffu, infinite) || !valid || seen <= free) {
         if (lane < P) parameters[lane] = errors[lane] = nan;
@@ -170,7 +190,9 @@ __device__ void fit_image(const REAL* spot, const REAL* variance, const REAL* in
         return;
     }
 
-    evaluate<PSF>(theta, constants, spot, variance, tables, exchange, lane, now);
+    __syncwarp();
+    evaluate<PSF>(shared.trial, constants, spot, variance, shared, lane, next);
+    keep(next, now, lane);
     REAL damping = 0;
     int done = 0;
     bool accepted = true, converged = false;
@@ -199,17 +221,18 @@ __device__ void fit_image(const REAL* spot, const REAL* variance, const REAL* in
         for (int a = 0; a < P; a++) {
             const REAL most = limits.step[a] + limits.factor[a] * fabs(theta[a]);
             const REAL d = min(max(move[a] / scale[a], -most), most);
-            trial[a] = held >> a & 1 ? theta[a] : min(max(theta[a] + d, limits.lower[a]), limits.upper[a]);
+            const REAL to = min(max(theta[a] + d, limits.lower[a]), limits.upper[a]);
+            if (lane == a) shared.trial[a] = held >> a & 1 ? theta[a] : to;
         }
-        __syncwarp();  // the tables are about to be written again
-        evaluate<PSF>(trial, constants, spot, variance, tables, exchange, lane, next);
+        __syncwarp();
+        evaluate<PSF>(shared.trial, constants, spot, variance, shared, lane, next);
         const REAL slack = REAL(1e-9) * now.deviance() + 2 * EPSILON * next.doubt();
         accepted = next.deviance() <= now.deviance() + slack;
         if (accepted) {
             damping = damping > REAL(1e-4) ? damping / 10 : REAL(0);
-            now = next;
 #pragma unroll
-            for (int a = 0; a < P; a++) theta[a] = trial[a];
+            for (int a = 0; a < P; a++) theta[a] = shared.trial[a];
+            keep(next, now, lane);  // meets the other lanes, before any of them writes the next trial
         } else {
             damping = max(10 * damping, REAL(1e-2));
         }
