@@ -317,7 +317,11 @@ def test_names_of_simulate_spots_are_checked():
 
 
 @pytest.mark.parametrize("maps", [None, (9, 9), (20, 9, 9)])
-@pytest.mark.parametrize("model", [MODEL, General(1.3)], ids=["sigma free", "sigma fixed"])
+@pytest.mark.parametrize(
+    "model",
+    [psf.Gaussian2D(), psf.Gaussian2D(1.3), psf.EllipticGaussian2D(), psf.AstigmaticGaussian(1.2, 0.25, 0.4)],
+    ids=["sigma free", "sigma fixed", "elliptic", "astigmatic"],
+)
 @pytest.mark.parametrize("body", [direct._on_gpu, direct._in_step])
 def test_bodies_of_the_gpu_do_the_same(body, model, maps):
     """On NumPy arrays: the kernel's CPU body behind the call for the GPU, and the array operations."""
@@ -332,7 +336,8 @@ def test_bodies_of_the_gpu_do_the_same(body, model, maps):
     a, b = (fit.Result(model.names, *out) for out in outs)
     np.testing.assert_array_equal(a.status, b.status)
     assert (a.status == fit.Status.at_bound).any()
-    np.testing.assert_allclose(a.parameters, b.parameters, rtol=1e-5)
+    scale = np.where(np.isnan(b.errors), np.abs(b.parameters), b.errors)  # both stop within 1e-3 standard errors
+    assert (np.abs(a.parameters - b.parameters) < 1e-3 * scale)[b.status < 3].all()
     np.testing.assert_allclose(a.errors, b.errors, rtol=1e-3)
     np.testing.assert_allclose(a.log_likelihood, b.log_likelihood, rtol=1e-5)
 

@@ -5,7 +5,7 @@ Which body does the work follows from the PSF and from where the images live; it
     Gaussian2D, NumPy     `lanes`: a spot in each SIMD lane
     Spline, NumPy         `spline`: a row of pixels in a vector
     any PSF, NumPy        `generic`: one spot after another
-    Gaussian2D, CuPy      `cuda`: the kernel of kernels/fit.cu
+    Gaussians, CuPy       `cuda`: the kernels of kernels/fit.cu
     any PSF, CuPy         `refine`: array operations, all spots in step
 
 All of them do Fisher scoring with damping, and end each fit in one of `Status`.
@@ -240,8 +240,13 @@ def _measure_in_lanes(problem: Problem, chunk: Chunk, parameters: Any, log_likel
 
 
 def _on_gpu(problem: Problem, chunk: Chunk, out: tuple[Any, ...]) -> None:
-    with _five_columns(problem, start(problem, chunk), out) as (guess, given, wide):
-        cuda.fit(chunk.spots, chunk.variance, guess, given, problem.max_iterations, problem.tolerance, wide)
+    guess, limits_, wide = start(problem, chunk), problem.limits, out
+    psf, (most, tolerance) = problem.psf, (problem.max_iterations, problem.tolerance)
+    if type(psf) is not Gaussian2D:
+        cuda.fit(psf, chunk.spots, chunk.variance, guess, limits_, most, tolerance, wide)
+        return
+    with _five_columns(problem, guess, out) as (guess, limits_, wide):
+        cuda.fit(psf, chunk.spots, chunk.variance, guess, limits_, most, tolerance, wide)
 
 
 def _in_step(problem: Problem, chunk: Chunk, out: tuple[Any, ...]) -> None:
@@ -270,7 +275,7 @@ BODIES = (
     Body(lambda p: not _gpu(p) and _gaussian(p), _in_lanes, _measure_in_lanes, raw=True),
     Body(lambda p: not _gpu(p) and _spline(p), _in_rows),
     Body(lambda p: not _gpu(p), _one_by_one),
-    Body(lambda p: _gaussian(p) and not p.least_squares, _on_gpu),
+    Body(lambda p: not p.least_squares and cuda.device_kernel(p.psf) is not None, _on_gpu),
     Body(lambda p: True, _in_step),
 )
 
