@@ -204,9 +204,9 @@ class Pupil(PSF):
         energy = a.weight * (np.abs(a.fields) ** 2).sum(0)
         energy, scale = energy / energy.sum(), 1 / math.sqrt(energy.sum())
         fields = a.fields * a.weight * (scale * self.step / (2 * math.pi))
-        re, im, e, axial = (
-            xp.asarray(v, dtype) for v in (fields.real, fields.imag, energy, np.stack([a.axial.real, a.axial.imag]))
-        )
+        outwards = a.axial[self.samples // 2 :, self.samples // 2 :]  # of all quadrants
+        axial = np.stack([outwards.real, outwards.imag])
+        re, im, e, axial = (xp.asarray(v, dtype) for v in (fields.real, fields.imag, energy, axial))
         if self.magnitude is not None:
             magnitude = _cast(self.magnitude, xp, dtype)
             re, im, e = re * magnitude, im * magnitude, e * (magnitude * magnitude)

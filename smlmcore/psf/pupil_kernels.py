@@ -7,8 +7,9 @@ With pupil samples j = -(m-1)/2 ... (m-1)/2 along u (columns) and v (rows), and 
     image = photons sum_c |E_c|^2 + background
 
 `optics` is (step, floor): radians per pixel and sample, and the z (um) below which evanescent waves stay as they are.
-Complex arrays are two planes, real and imaginary.  Backwards, with G = 2 photons g E: dL/dQ = A^H G A*, and all
-gradients are sums over the pupil: of P by the phase, of z by i k Q, of x by -i step j Q.
+`axial` is given for one quadrant, from the centre outwards.  Complex arrays are two planes, real and imaginary.
+Backwards, with G = 2 photons g E: dL/dQ = A^H G A*, and all gradients are sums over the pupil: of P by the phase, of z
+by i k Q, of x by -i step j Q.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 
 from .. import backend, kernel
 from ..autograd import op
+from . import pupil_cpu
 
 # ---------------------------------------------------------------- reference: the definition
 
@@ -28,9 +30,11 @@ def _waves(pupil, axial, optics, x, y, z, shape):
     """
     step, floor = optics
     j = np.arange(pupil.shape[-1]) - (pupil.shape[-1] - 1) / 2
-    k, z = axial[0], z[:, None, None]
-    phase = np.exp(1j * k * z - axial[1] * np.maximum(z, floor))
-    slope = 1j * k - axial[1] * (z > floor)
+    mirrored = abs(j).astype(int)
+    k, decay = axial[:, mirrored[:, None], mirrored]
+    z = z[:, None, None]
+    phase = np.exp(1j * k * z - decay * np.maximum(z, floor))
+    slope = 1j * k - decay * (z > floor)
     q = (pupil[:, 0] + 1j * pupil[:, 1]) * phase[:, None]
     a_y, a_x = (
         np.exp(1j * step * (np.arange(size) - centre[:, None])[:, :, None] * j)
@@ -81,39 +85,41 @@ def _partials(parameters, pupil, axial, optics, value, partials):
 # ---------------------------------------------------------------- registration
 
 
-def _sample(rng, n, h, w, m, c):
+def _sample(rng, n, h, w, m, k, c):
     """Fields of a few radians of aberration in a disc, some waves evanescent, emitters near the centre."""
     u = (np.arange(m) + 0.5) * 2 / m - 1
     rho = np.hypot(u, u[:, None])
     phase = rng.normal(0, 1, (c, 1, 1)) + 2 * rho**2 + u
     pupil = rng.uniform(0.5, 1, (c, m, m)) * (rho <= 1) * np.exp(1j * phase) / m
-    axial = np.where(rho <= 1, 10 * np.sqrt(1 - 0.9 * rho**2 + 0j) + 1j * np.maximum(rho - 0.8, 0), 0)
+    axial = np.where(rho <= 1, 10 * np.sqrt(1 - 0.9 * np.minimum(rho, 1) ** 2) + 1j * np.maximum(rho - 0.8, 0), 0)
+    axial = axial[m - k :, m - k :]
     spread = np.reshape([w - 1, h - 1, 1, 2000], (4, 1)) * rng.uniform(0.3, 0.7, (4, n))
     x, y, z, photons = spread + np.reshape([0, 0, -0.5, 500], (4, 1))
     planes = [np.stack([a.real, a.imag], -3) for a in (pupil, axial)]
     return [*planes, np.array([1.7 / m, -0.1]), x, y, z, photons, rng.uniform(1, 5, n)]
 
 
-def _sample_vjp(rng, n, h, w, m, c):
-    return [*_sample(rng, n, h, w, m, c)[:-1], rng.normal(size=(n, h, w))]
+def _sample_vjp(rng, n, h, w, m, k, c):
+    return [*_sample(rng, n, h, w, m, k, c)[:-1], rng.normal(size=(n, h, w))]
 
 
-def _sample_partials(rng, n, h, w, m, c):
-    inputs = _sample(rng, n, h, w, m, c)
+def _sample_partials(rng, n, h, w, m, k, c):
+    inputs = _sample(rng, n, h, w, m, k, c)
     return [np.stack(inputs[3:], 1), *inputs[:3]]
 
 
 _CASES = tuple(
-    {"n": n, "h": h, "w": w, "m": m, "c": c}
-    for n, h, w, m, c in [(0, 5, 5, 8, 1), (1, 1, 1, 1, 1), (3, 5, 12, 16, 5), (5, 17, 9, 21, 2)]
+    {"n": n, "h": h, "w": w, "m": m, "k": (m + 1) // 2, "c": c}
+    for n, h, w, m, c in [(0, 5, 5, 8, 1), (1, 1, 1, 3, 1), (3, 5, 12, 16, 5), (5, 33, 9, 35, 2)]
 )
-_BENCH = {"n": 100, "h": 15, "w": 15, "m": 64, "c": 5}
-_FIELDS = "pupil[c,2,m,m] axial[2,m,m] optics[2]"
+_BENCH = {"n": 100, "h": 15, "w": 15, "m": 64, "k": 32, "c": 5}
+_FIELDS = "pupil[c,2,m,m] axial[2,k,k] optics[2]"
 
 render_kernel = kernel.register(
     "pupil_render",
     f"{_FIELDS} x[n] y[n] z[n] photons[n] background[n] -> image[n,h,w]",
     _render,
+    cpu=pupil_cpu.render,
     sample=_sample,
     cases=_CASES,
     bench=_BENCH,
@@ -123,6 +129,7 @@ render_vjp_kernel = kernel.register(
     f"{_FIELDS} x[n] y[n] z[n] photons[n] gradient[n,h,w] -> "
     "gpupil[c,2,m,m] gx[n] gy[n] gz[n] gphotons[n] gbackground[n]",
     _render_vjp,
+    cpu=pupil_cpu.render_vjp,
     sample=_sample_vjp,
     cases=_CASES,
     bench=_BENCH,
@@ -131,6 +138,7 @@ partials_kernel = kernel.register(
     "pupil_partials",
     f"parameters[n,5] {_FIELDS} -> value[n,h,w] partials[n,5,h,w]",
     _partials,
+    cpu=pupil_cpu.partials,
     sample=_sample_partials,
     cases=_CASES,
     bench=_BENCH,
