@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from .aperture import aperture
 from .pupil import Pupil
 
 OWN = 5  # parameters of an image: x, y, z, photons, background
@@ -40,7 +41,8 @@ def derivatives(
     are transformed from the pupil to the pixels together, by two products of matrices.
     """
     n, m, real = len(theta), psf.samples, theta.dtype
-    pupil, axial, *_ = psf._fields(np, real)
+    pupil, wave_number = psf._fields(np, real)[0], aperture(psf.optics).axial
+    axial = np.stack([wave_number.real, wave_number.imag]).astype(real)
     blur, fine, points, reach = psf.blur, 1, shape, 0
     if blur is not None:
         fine, points, reach = blur.fine, tuple(blur.points(s) for s in shape), blur.reach
@@ -89,6 +91,13 @@ def derivatives(
     partials[:, :3], partials[:, OWN:] = moved_[:, :3], moved_[:, 3:]
     partials[:, 3], partials[:, 4] = unit, 1
     return photons * unit + background, partials
+
+
+def expected(psf: Pupil, theta: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Images (n, h, w) at `theta` (n, 5), whether or not the samples of the pupil suffice for them."""
+    none = np.zeros((0, psf.samples, psf.samples), theta.dtype)
+    blocks = (theta[i : i + 64] for i in range(0, max(len(theta), 1), 64))
+    return np.concatenate([derivatives(psf, block, shape, none, none)[0] for block in blocks])
 
 
 # ---------------------------------------------------------------- the problem

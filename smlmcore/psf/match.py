@@ -6,6 +6,7 @@ import numpy as np
 from scipy import fft
 
 from . import moments
+from .joint import expected
 from .pupil import Pupil
 
 
@@ -36,7 +37,7 @@ def place(psf: Pupil, images: np.ndarray, z: np.ndarray, reach: int = 3) -> np.n
     """
     data, weights = moments.weigh(images)
     h, w = shape = data.shape[1:]
-    templates = psf.volume(z, shape)
+    templates = expected(psf, _centred(z, shape), shape)
     found = np.empty((len(data), 5))
     for start in range(0, len(data), 256):
         rows = slice(start, start + 256)
@@ -44,7 +45,7 @@ def place(psf: Pupil, images: np.ndarray, z: np.ndarray, reach: int = 3) -> np.n
         best = score.reshape(len(score), -1).argmax(1)
         k, dy, dx = np.unravel_index(best, score.shape[1:])
         x, y = (w - 1) / 2 + dx - reach, (h - 1) / 2 + dy - reach
-        image = psf.render(x, y, z[k], 1.0, 0.0, shape=shape)
+        image = expected(psf, np.stack([x, y, z[k], np.ones(len(x)), np.zeros(len(x))], 1), shape)
         photons, background, _ = moments.brightness(image, data[rows], weights[rows])
         found[rows] = np.stack([x, y, z[k], photons, background], 1)
     return found
@@ -56,9 +57,16 @@ def focus(psf: Pupil, stack: np.ndarray, z: np.ndarray, offsets: np.ndarray, rea
     h, w = data.shape[1:]
     best, found = -1.0, (0.0, 0.0, 0.0)
     for offset in offsets:
-        templates = psf.volume(z + offset, (h, w))
+        templates = expected(psf, _centred(z + offset, (h, w)), (h, w))
         total = sum(scores(t[None], d[None], reach)[0, 0] for t, d in zip(templates, data, strict=True))
         dy, dx = np.unravel_index(total.argmax(), total.shape)
         if total.max() > best:
             best, found = total.max(), ((w - 1) / 2 + dx - reach, (h - 1) / 2 + dy - reach, float(offset))
     return found
+
+
+def _centred(z: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Parameters (k, 5) of emitters of one photon in the middle, at `z` (k,)."""
+    theta = np.tile([(shape[1] - 1) / 2, (shape[0] - 1) / 2, 0.0, 1.0, 0.0], (len(z), 1))
+    theta[:, 2] = z
+    return theta
