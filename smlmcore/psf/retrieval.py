@@ -164,20 +164,13 @@ def retrieve(
     model = Pupil(**common, vectorial=vectorial, samples=samples or 64)
     spread = (heights.max() - heights.min()) / 2
     model.z_range = (-float(spread) - 0.3, float(spread) + 0.3)
-    search = _Search(Pupil(**common, vectorial=False, samples=40), data, variance, heights, phase, seed)
-    found, best = None, None
-    bar = tqdm(total=starts, desc="retrieving", unit="start", disable=None if progress else True, leave=False)
-    with bar:
+    search = _Search(Pupil(**{**model._settings(), "samples": 40}), data, variance, heights, phase, seed)
+    with tqdm(total=starts, desc="retrieving", unit="start", disable=None if progress else True, leave=False) as bar:
         for count in search.run(starts):
             bar.update(count - bar.n)
-            if search.best is best:
-                continue
-            best = search.best
-            now = _refined(model, search, data, variance, heights, phase, inner, tuple(optics), drift, samples, count)
-            if found is None or now.residual < found.residual:
-                found = now
-            if found.residual < 1 + 3 * found.residual_error:
+            if search.explained():
                 break
+    found = _refined(model, search, data, variance, heights, phase, inner, tuple(optics), drift, samples, count)
     found.pupil.report = found
     return found.pupil
 
@@ -244,65 +237,74 @@ class _Search:
 
     def __init__(self, psf, data, variance, heights, phase, seed):
         self.psf, self.phase, self.heights = psf, phase, heights
+        self.scalar = Pupil(**{**psf._settings(), "vectorial": False, "dipole": None})
         self.rng = np.random.default_rng(seed)
         spread = np.nanpercentile(data, 99.5, axis=(1, 2, 3)) - np.nanmedian(data, axis=(1, 2, 3))
         self.bead = int(spread.argmax())
         self.data, self.variance = data[self.bead], variance[self.bead]
         self.filled, self.weights = moments.weigh(self.data, np.where(np.isfinite(self.variance), self.variance, 0))
         every = max(1, len(heights) // 10)
-        self.slices = slice(len(heights) // 2 % every, None, every)
-        self.best = None  # (chi2 per pixel, pupil, theta of all slices)
+        self.some = np.arange(len(heights) // 2 % every, len(heights), every)
+        self.best = self.refined = (np.inf, None, None)  # chi2 per pixel, pupil, theta of all slices
 
     def run(self, starts):
-        """Run one start after the other; yields their number whenever there may be something new to refine."""
+        """Run one start after the other; yields how many there have been whenever `best` is a new one, and at the end.
+
+        First a flat pupil at several offsets in z, with all modes at once and with few first, then random ones.
+        """
         reach = max(2, min(self.data.shape[1:]) // 4)
-        offsets = [0.0, 0.25, -0.25, 0.5, -0.5]
-        places = {offset: focus(self.psf, self.data, self.heights, np.array([offset]), reach)[:2] for offset in offsets}
-        count = 0
-        for low_first in (False, True):
-            for offset in offsets:
-                count += 1
-                self.try_from(self.psf, *places[offset], offset, low_first)
-                if count >= starts:
-                    yield count
-                    return
-            yield count
-        while count < starts:
-            for _ in range(5):
-                few = [mode for mode in self.phase if mode[0] <= 4]
-                pupil = self.psf.replace(zernike=self.rng.normal(0, 0.4, len(few)), modes=few)
-                offset = self.rng.uniform(-0.4, 0.4)
-                place = focus(pupil, self.data, self.heights, np.array([offset]), reach)
-                self.try_from(pupil, *place, low_first=False)
-            count += 5
-            yield count
-
-    def try_from(self, pupil, x, y, offset, low_first):
-        """A coarse fit from `pupil` with the bead at x, y, offset; with `low_first` few modes first."""
-        theta = np.tile([x, y, 0.0, 1.0, 0.0], (len(self.heights), 1))
-        theta[:, 2] = self.heights + offset
-        unit = expected(pupil, theta, self.data.shape[1:])
-        theta[:, 3], theta[:, 4], _ = moments.brightness(unit, self.filled, self.weights)
         few = [mode for mode in self.phase if mode[0] <= 4]
-        for modes, iterations in ([(few, 8)] if low_first else []) + [(self.phase, 30)]:
-            pupil, theta, residual = self.fit(pupil, theta, modes, iterations)
-        if self.best is None or residual < self.best[0]:
-            self.best = (residual, pupil, theta)
+        flat = [(offset, low) for low in (False, True) for offset in (0.0, 0.25, -0.25, 0.5, -0.5)]
+        for count in range(starts):
+            pupil = self.scalar
+            if count < len(flat):
+                offset, low_first = flat[count]
+            else:
+                offset, low_first = self.rng.uniform(-0.4, 0.4), False
+                pupil = pupil.replace(zernike=self.rng.normal(0, (0.2, 0.4)[count % 2], len(few)), modes=few)
+            x, y, _ = focus(pupil, self.data, self.heights, np.array([offset]), reach)
+            found = self.fit(pupil, self.starting(pupil, x, y, offset), few, 8) if low_first else (0, pupil, None)
+            theta = self.starting(pupil, x, y, offset) if found[2] is None else found[2]
+            found = self.fit(found[1], theta, self.phase, 30)
+            if found[0] < self.best[0] - 1e-3:
+                self.best = found
+                yield count + 1
+        yield starts
 
-    def fit(self, pupil, theta, modes, iterations):
-        """Fit every few slices; returns the pupil, theta of all slices, and chi2 per pixel."""
-        some = theta[self.slices]
+    def explained(self):
+        """Whether the best solution explains the data to the noise, once the vectorial model and all slices count."""
+        _, pupil, theta = self.best
+        pupil = self.psf.replace(zernike=pupil.zernike, modes=pupil.modes)
+        found = self.fit(pupil, theta, self.phase, 20, np.arange(len(theta)))
+        self.refined = min(self.refined, found, key=lambda f: f[0])
+        return found[0] < 1 + 3 * math.sqrt(2.1 / np.isfinite(self.data).sum())
+
+    def starting(self, pupil, x, y, offset):
+        """theta (nz, 5) with the bead at x, y, offset."""
+        theta = np.column_stack([np.tile([x, y], (len(self.heights), 1)), self.heights + offset])
+        return bright(pupil, theta, self.filled, self.weights)
+
+    def fit(self, pupil, theta, modes, iterations, rows=None):
+        """Fit the slices `rows`, default every few; returns chi2 per degree of freedom, pupil, theta of all slices."""
+        rows = self.some if rows is None else rows
         joint = Joint(
-            pupil, self.data[self.slices], some, self.variance[self.slices], modes, bead=np.zeros(len(some), int),
+            pupil, self.data[rows], theta[rows], self.variance[rows], modes, bead=np.zeros(len(rows), int),
             prior=PRIOR, dtype=np.float32,
         )  # fmt: skip
         normal = joint.run(iterations, tolerance=0.3)
-        theta = theta.copy()
-        theta[:, :3] += joint.theta[0, :3] - some[0, :3]
-        places = np.arange(len(theta))
+        moved = theta.copy()
+        moved[:, :3] += joint.theta[0, :3] - theta[rows[0], :3]
         for column in (3, 4):
-            theta[:, column] = np.interp(places, places[self.slices], joint.theta[:, column])
-        return joint.psf, theta, normal.chi2.sum() / joint.seen.sum()
+            moved[:, column] = np.interp(np.arange(len(theta)), rows, joint.theta[:, column])
+        return normal.chi2.sum() / (joint.seen.sum() - 2 * len(rows) - 3 - len(modes)), joint.psf, moved
+
+
+def bright(pupil, places, data, weights):
+    """theta (n, 5) of x, y, z (n, 3) with the photons and the background that fit `data` best."""
+    n = len(places)
+    unit = expected(pupil, np.column_stack([places, np.ones(n), np.zeros(n)]), data.shape[1:])
+    photons, background, _ = moments.brightness(unit, data, weights)
+    return np.column_stack([places, photons, background])
 
 
 # ---------------------------------------------------------------- the fit that counts
@@ -310,7 +312,7 @@ class _Search:
 
 def _refined(model, search, data, variance, heights, phase, inner, optics, drift, samples, count):
     """The `Report` of the full fit to all beads, from the best coarse solution."""
-    _, coarse, theta = search.best
+    _, coarse, theta = search.refined
     beads, nz, h, w = data.shape
     pupil = model.replace(zernike=coarse.zernike, modes=coarse.modes)
     if samples is None:
@@ -320,14 +322,10 @@ def _refined(model, search, data, variance, heights, phase, inner, optics, drift
         pupil = Pupil(**{**pupil._settings(), "samples": size}, zernike=pupil.zernike, modes=pupil.modes)
     start = np.empty((beads, nz, 5))
     for b in range(beads):
-        start[b] = theta
+        places, reach = theta[:, :3].copy(), max(2, min(h, w) // 4)
         if b != search.bead:
-            reach = max(2, min(h, w) // 4)
-            start[b, :, :2] = focus(coarse, data[b], heights, np.array([theta[0, 2] - heights[0]]), reach)[:2]
-        filled, weights = moments.weigh(data[b], np.where(np.isfinite(variance[b]), variance[b], 0))
-        start[b, :, 3], start[b, :, 4], _ = moments.brightness(
-            expected(coarse, np.column_stack([start[b, :, :3], np.ones(nz), np.zeros(nz)]), (h, w)), filled, weights
-        )
+            places[:, :2] = focus(coarse, data[b], heights, np.array([theta[0, 2] - heights[0]]), reach)[:2]
+        start[b] = bright(coarse, places, *moments.weigh(data[b], np.where(np.isfinite(variance[b]), variance[b], 0)))
     images, noise, theta = data.reshape(-1, h, w).copy(), variance.reshape(-1, h, w), start.reshape(-1, 5)
     bead = np.repeat(np.arange(beads), nz)
     for attempt in range(3):
