@@ -21,6 +21,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from . import zernike
+
 
 @dataclass(frozen=True)
 class Optics:
@@ -75,6 +77,15 @@ def aperture(o: Optics) -> Aperture:
     found = Aperture(rho, phi, weight, np.where(weight > 0, fields, 0), np.where(weight > 0, axial, 0))
     for array in vars(found).values():
         array.setflags(write=False)
+    return found
+
+
+@lru_cache(maxsize=8)
+def polynomials(o: Optics, modes: tuple[zernike.Mode, ...]) -> np.ndarray:
+    """Zernike polynomials (k, m, m) at the samples; kept."""
+    a = aperture(o)
+    found = zernike.basis(modes, a.rho, a.phi)
+    found.setflags(write=False)
     return found
 
 

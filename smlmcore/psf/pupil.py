@@ -22,8 +22,8 @@ import numpy as np
 
 from .. import backend
 from ..autograd import Tensor, op, ops
-from . import moments, zernike
-from .aperture import Optics, aperture
+from . import moments, pupil_cpu, zernike
+from .aperture import Optics, aperture, polynomials
 from .base import PSF, Bounds, arguments, run_partials, stack_emitters
 from .blur import Blur, blur
 from .pupil_kernels import partials_kernel, render_op
@@ -65,6 +65,7 @@ class Pupil(PSF):
 
     names = ("x", "y", "z", "photons", "background")
     linear = ("photons", "background")
+    numba_partials = staticmethod(pupil_cpu.numba_partials)
 
     def __init__(
         self,
@@ -174,8 +175,9 @@ class Pupil(PSF):
 
     def polynomials(self, modes: Sequence[Sequence[int]] | None = None) -> np.ndarray:
         """Zernike polynomials (k, m, m) of `modes`, default the pupil's own, at the samples; float64."""
-        found = aperture(self.optics)
-        return zernike.basis(self.modes if modes is None else modes, found.rho, found.phi)
+        return polynomials(
+            self.optics, tuple(zernike.check(*mode) for mode in (self.modes if modes is None else modes))
+        )
 
     def aberration(self) -> Any:
         """The phase (m, m) in radians: Zernikes and pixels together, array or Tensor; 0 outside."""
@@ -348,6 +350,13 @@ class Pupil(PSF):
             )
 
     # ---------------------------------------------------------------- fitting
+
+    @property
+    def constants(self) -> np.ndarray:
+        pupil, axial, constant, others, decay = (backend.to_cpu(_data(v)) for v in self._fields(np, np.float64))
+        filter_ = self.blur or Blur(np.ones(1), 1)
+        optics = (self.step / filter_.fine, self.floor)
+        return pupil_cpu.pack(pupil, axial, optics, np.r_[constant, others], decay, filter_.taps, filter_.fine)
 
     def bounds(self, shape: tuple[int, int]) -> dict[str, Bounds]:
         """Bounds of each parameter when fitted to images of `shape`; z stays in `z_range`."""

@@ -24,7 +24,7 @@ from ..layers.simd import copy
 
 LANES = 16
 BLOCK = 8 * LANES  # four quadrants, or four parities, of complex numbers
-PARTS = 16  # partial sums of the pupil's gradient, whatever the number of threads
+PARTS = 32  # images are dealt out in so many parts
 SERIAL = 1 << 18  # multiplications up to which OpenBLAS stays on one thread
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 
@@ -506,10 +506,82 @@ def render(pupil, axial, optics, x, y, z, photons, background, image):
 
 def render_vjp(pupil, axial, optics, x, y, z, photons, gradient, gpupil, *others):
     blocks, m = _blocks(pupil), pupil.shape[-1]
-    parts = np.empty((max(1, min(len(x), PARTS)), *blocks.shape), pupil.dtype)
+    parts = np.empty((len(gpupil), *blocks.shape), pupil.dtype)
     _render_vjp(blocks, padded(axial), optics, m, x, y, z, photons, gradient, parts, *others)
-    from_quadrants(parts.sum(0).reshape(*blocks.shape[:3], 4, 2, LANES), gpupil)
+    for found, out in zip(parts, gpupil, strict=True):
+        from_quadrants(found.reshape(*blocks.shape[:3], 4, 2, LANES), out)
 
 
 def partials(parameters, pupil, axial, optics, value, derivatives):
     _partials(parameters, _blocks(pupil), padded(axial), optics, pupil.shape[-1], value, derivatives)
+
+
+# ---------------------------------------------------------------- for the fitter: a PSF as one array of constants
+
+HEADER = 10
+
+
+def pack(pupil, axial, optics, energy, decay, taps, fine) -> np.ndarray:
+    """What `numba_partials` reads: a header, then blocks of fields, axial, taps, energies and decays; flat."""
+    blocks, axial, m = _blocks(pupil), padded(axial), pupil.shape[-1]
+    header = [m, *blocks.shape[:3], len(decay), len(taps), fine, *optics, energy[0]]
+    return np.concatenate([header, blocks.ravel(), axial.ravel(), taps, energy[1:], decay])
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _blur(points, taps, fine, out):
+    """out (h, w) = taps along y and x on points of 1/fine pixel."""
+    h, w = out.shape
+    lines = np.zeros((points.shape[0], w), out.dtype)
+    for r in range(len(lines)):
+        for c in range(w):
+            for i in range(taps.size):
+                lines[r, c] += taps[i] * points[r, c * fine + i]
+    out[:] = 0
+    for r in range(h):
+        for i in range(taps.size):
+            for c in range(w):
+                out[r, c] += taps[i] * lines[r * fine + i, c]
+
+
+@numba.njit(cache=True, error_model="numpy")
+def numba_partials(theta, constants, value, partials, scratch):
+    """Image and derivatives as `psf.base` wants them, with the energy of evanescent waves and the blur."""
+    m, c, k, blocks = int(constants[0]), int(constants[1]), int(constants[2]), int(constants[3])
+    evanescent, width, fine = int(constants[4]), int(constants[5]), int(constants[6])
+    real = value.dtype.type
+    end = HEADER + c * k * blocks * BLOCK
+    pupil = constants[HEADER:end].reshape(c, k, blocks, BLOCK)
+    axial = constants[end : end + 2 * k * blocks * LANES].reshape(2, k, blocks * LANES)
+    end += axial.size
+    taps, others = constants[end : end + width], constants[end + width : end + width + evanescent]
+    decay = constants[end + width + evanescent : end + width + 2 * evanescent]
+    x, y, z, photons, background = theta[0], theta[1], theta[2], theta[3], theta[4]
+    energy, slope = constants[9], real(0)
+    for i in range(evanescent):
+        flow = others[i] * math.exp(real(-2) * decay[i] * max(z, constants[8]))
+        energy += flow
+        slope -= real(2) * decay[i] * flow if z > constants[8] else real(0)
+    optics = constants[7:9]
+    if width == 1 and fine == 1:
+        _spot(x, y, z, photons / energy, real(0), pupil, axial, optics, m, value, partials)
+    else:
+        h, w = (value.shape[0] - 1) * fine + width, (value.shape[1] - 1) * fine + width
+        points, moved = np.empty((h, w), value.dtype), np.empty((5, h, w), value.dtype)
+        scale, reach = real(fine), real(width // 2)
+        _spot(
+            scale * x + reach, scale * y + reach, z, photons / energy, real(0), pupil, axial, optics, m, points, moved
+        )
+        _blur(points, taps, fine, value)
+        for i in range(4):
+            _blur(moved[i], taps, fine, partials[i])
+        for r in range(value.shape[0]):
+            for c_ in range(value.shape[1]):
+                partials[0, r, c_] *= scale
+                partials[1, r, c_] *= scale
+                partials[4, r, c_] = real(1)
+    for r in range(value.shape[0]):
+        for c_ in range(value.shape[1]):
+            partials[2, r, c_] -= value[r, c_] * slope / energy
+            partials[3, r, c_] /= energy
+            value[r, c_] += background

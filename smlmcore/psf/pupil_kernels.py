@@ -9,7 +9,8 @@ With pupil samples j = -(m-1)/2 ... (m-1)/2 along u (columns) and v (rows), and 
 `optics` is (step, floor): radians per pixel and sample, and the z (um) below which evanescent waves stay as they are.
 `axial` is given for one quadrant, from the centre outwards.  Complex arrays are two planes, real and imaginary.
 Backwards, with G = 2 photons g E: dL/dQ = A^H G A*, and all gradients are sums over the pupil: of P by the phase, of z
-by i k Q, of x by -i step j Q.
+by i k Q, of x by -i step j Q.  The gradient of P is summed over the images part by part, from n p // parts to
+n (p + 1) // parts, so that threads need not wait for one another and the sum does not depend on them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import numpy as np
 from .. import backend, kernel
 from ..autograd import op
 from . import pupil_cpu
+
+PARTS = {True: 16, False: 264}  # of the sum over images; enough to keep all cores, or multiprocessors, at work
 
 # ---------------------------------------------------------------- reference: the definition
 
@@ -55,7 +58,8 @@ def _render(pupil, axial, optics, x, y, z, photons, background, image):
 
 def _render_vjp(pupil, axial, optics, x, y, z, photons, gradient, gpupil, gx, gy, gz, gphotons, gbackground):
     gpupil[...] = 0
-    for i in range(len(x)):  # one by one: the fields of many emitters would fill the memory
+    parts, n = len(gpupil), len(x)
+    for part, i in ((p, i) for p in range(parts) for i in range(n * p // parts, n * (p + 1) // parts)):
         one = slice(i, i + 1)
         phase, q, a_y, a_x, slope, j = _waves(pupil, axial, optics, x[one], y[one], z[one], gradient.shape[1:])
         field = _transform(a_y, q, a_x)
@@ -67,8 +71,8 @@ def _render_vjp(pupil, axial, optics, x, y, z, photons, gradient, gpupil, gx, gy
         gx[i] = -(product * j).real.sum()
         gy[i] = -(product * j[:, None]).real.sum()
         found = back[0] * phase.conj()
-        gpupil[:, 0] += found.real
-        gpupil[:, 1] += found.imag
+        gpupil[part, :, 0] += found.real
+        gpupil[part, :, 1] += found.imag
 
 
 def _partials(parameters, pupil, axial, optics, value, partials):
@@ -99,13 +103,18 @@ def _sample(rng, n, h, w, m, k, c):
     return [*planes, np.array([1.7 / m, -0.1]), x, y, z, photons, rng.uniform(1, 5, n)]
 
 
-def _sample_vjp(rng, n, h, w, m, k, c):
+def _sample_vjp(rng, n, h, w, m, k, c, p):
     return [*_sample(rng, n, h, w, m, k, c)[:-1], rng.normal(size=(n, h, w))]
 
 
 def _sample_partials(rng, n, h, w, m, k, c):
     inputs = _sample(rng, n, h, w, m, k, c)
     return [np.stack(inputs[3:], 1), *inputs[:3]]
+
+
+def _strips(dims):
+    """Blocks of the CUDA bodies: strips of up to 8 columns."""
+    return dims["n"] * -(-dims["w"] // 8)
 
 
 _CASES = tuple(
@@ -120,6 +129,7 @@ render_kernel = kernel.register(
     f"{_FIELDS} x[n] y[n] z[n] photons[n] background[n] -> image[n,h,w]",
     _render,
     cpu=pupil_cpu.render,
+    cuda=kernel.Cuda("pupil.cu", _strips, constants=("h", "w", "m")),
     sample=_sample,
     cases=_CASES,
     bench=_BENCH,
@@ -127,18 +137,20 @@ render_kernel = kernel.register(
 render_vjp_kernel = kernel.register(
     "pupil_render_vjp",
     f"{_FIELDS} x[n] y[n] z[n] photons[n] gradient[n,h,w] -> "
-    "gpupil[c,2,m,m] gx[n] gy[n] gz[n] gphotons[n] gbackground[n]",
+    "gpupil[p,c,2,m,m] gx[n] gy[n] gz[n] gphotons[n] gbackground[n]",
     _render_vjp,
     cpu=pupil_cpu.render_vjp,
+    cuda=kernel.Cuda("pupil.cu", lambda dims: dims["p"], constants=("h", "w", "m")),
     sample=_sample_vjp,
-    cases=_CASES,
-    bench=_BENCH,
+    cases=tuple(case | {"p": p} for case, p in zip(_CASES, (1, 1, 2, 3), strict=True)),
+    bench=_BENCH | {"p": 16},
 )
 partials_kernel = kernel.register(
     "pupil_partials",
     f"parameters[n,5] {_FIELDS} -> value[n,h,w] partials[n,5,h,w]",
     _partials,
     cpu=pupil_cpu.partials,
+    cuda=kernel.Cuda("pupil.cu", _strips, constants=("h", "w", "m")),
     sample=_sample_partials,
     cases=_CASES,
     bench=_BENCH,
@@ -157,5 +169,7 @@ def render_op(pupil, x, y, z, photons, background, axial, optics, *, shape):
 def _(saved, gradient):
     xp = backend.module(gradient)
     pupil, _, _, x, _, _, _ = saved
-    outputs = (xp.empty_like(pupil), *(xp.empty_like(x) for _ in range(5)))
-    return render_vjp_kernel(*saved, gradient, out=outputs)
+    parts = xp.empty((max(1, min(len(x), PARTS[xp is np])), *pupil.shape), pupil.dtype)
+    others = [xp.empty_like(x) for _ in range(5)]
+    render_vjp_kernel(*saved, gradient, out=(parts, *others))
+    return (parts.sum(0), *others)
