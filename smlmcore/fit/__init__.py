@@ -2,6 +2,7 @@
 
 from .direct import lsq, mle, simulate_spots
 from .emitters import Several
+from .in_situ import learn_pupil, twin
 from .model import FitModel
 from .presets import gaussian2d
 from .refine import refine

@@ -120,7 +120,7 @@ def retrieve(
     vectorial: bool = True,
     moves: str = "stage",
     samples: int | None = None,
-    starts: int = 30,
+    starts: int = 60,
     seed: int = 0,
     progress: bool = True,
     **settings: Any,
@@ -153,7 +153,7 @@ def retrieve(
     """
     data, variance, heights = _check(stack, variance, z_step, z)
     data = _without_saturated(data, saturation)
-    phase, inner = _modes(zernike, "zernike"), _modes(magnitude, "magnitude")
+    phase, inner = modes_of(zernike, "zernike"), modes_of(magnitude, "magnitude")
     unknown = [name for name in optics if name not in OPTICS]
     if unknown:
         raise ValueError(f"retrieve got optics {unknown}; expected names out of {', '.join(OPTICS)}")
@@ -220,7 +220,7 @@ def _without_saturated(data: np.ndarray, saturation: float | None) -> np.ndarray
     return np.where(data >= saturation, np.nan, data)
 
 
-def _modes(given: int | Sequence[tuple[int, int]], name: str) -> list[tuple[int, int]]:
+def modes_of(given: int | Sequence[tuple[int, int]], name: str) -> list[tuple[int, int]]:
     """Modes without piston, tip, tilt and defocus (of the magnitude, without piston)."""
     if np.ndim(given) == 0:
         given = zernike.noll(int(given))
@@ -345,7 +345,7 @@ def _refined(model, search, data, variance, heights, phase, inner, optics, drift
 
 
 def _neighbours(images, mu, noise, background, beads):
-    """Pixels (beads, h, w) with light that the model has no place for: beyond six errors and half of what it puts there.
+    """Pixels (beads, h, w) with light that the model has no place for: beyond six errors and half of its own there.
 
     The sum over all slices and 3 x 3 pixels decides; what is found is widened by two pixels.
     """
