@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import backend
-from ..psf import Pupil, zernike
+from ..psf import Pupil
 from ..psf.joint import Joint
 from ..psf.match import place
 from ..psf.retrieval import modes_of
@@ -67,8 +67,8 @@ def learn_pupil(
 
     `psf`: the optics, its `z_range` the range in which molecules are; if it has aberrations, learning starts there.
     `modes`: how many of Noll's modes, or which; piston, tip, tilt and defocus stay 0.  `variance`: read-noise variance,
-    a number, (h, w) or (n, h, w).  `starts`: the most starts, random from `seed` beyond the fourth; they end as soon as one
-    explains the images to the noise.  A few hundred images suffice to see strong aberrations; errors fall as
+    a number, (h, w) or (n, h, w).  `starts`: the most starts, random from `seed` beyond the fourth; they end as soon as
+    one explains the images to the noise.  A few hundred images suffice to see strong aberrations; errors fall as
     1 / sqrt(images).  The result may be the conjugate twin of the truth (module text): see `twin`.
 
     >>> optics = Pupil(1.2, 0.6, 1.33, 1.33, 0.12, vectorial=False, samples=32, z_range=(-0.5, 0.5))
@@ -121,7 +121,7 @@ def _check(images: Any, psf: Pupil, variance: Any) -> tuple[np.ndarray, np.ndarr
     v = np.asarray(variance, float)
     if v.shape not in ((), images.shape[1:], images.shape) or not (v >= 0).all():
         raise ValueError(
-            f"learn_pupil got a variance of shape {v.shape} for images {images.shape}; expected numbers from 0 on, one, "
+            f"learn_pupil got a variance of shape {v.shape} for images {images.shape}; expected numbers >= 0, one, "
             f"{images.shape[1:]} or {images.shape}"
         )
     return images.astype(np.float64), v
@@ -177,7 +177,7 @@ def _finish(pupil, images, variance, phase, results):
     for last in (False, True):
         v = variance[used] if variance.ndim == 3 else variance
         joint = Joint(pupil, images[used], theta[used], v, phase, prior=3.0, dtype=np.float32)
-        normal = joint.run(12, tolerance=0.02)
+        normal = joint.run(12, tolerance=0.1)
         pupil, theta[used] = joint.psf, joint.theta
         pixels = np.maximum(joint.seen.sum((1, 2)), 1)
         strange = normal.chi2 > pixels + 5 * np.sqrt(2.5 * pixels)
@@ -186,7 +186,5 @@ def _finish(pupil, images, variance, phase, results):
         used[np.flatnonzero(used)[strange]] = False
     free = joint.seen.sum() - 5 * used.sum() - len(phase)
     errors = np.sqrt(np.diag(joint.covariance(normal)))
-    pupil.report = Report(
-        errors, theta, float(normal.chi2.sum() / free), float(np.sqrt(2.2 / free)), results, used
-    )
+    pupil.report = Report(errors, theta, float(normal.chi2.sum() / free), float(np.sqrt(2.2 / free)), results, used)
     return pupil

@@ -30,6 +30,10 @@ class PSF:
         """The learned parameters at the start: none."""
         return {}
 
+    def model(self, p: Mapping[str, Any]) -> Model:
+        """The PSF that draws: always the same."""
+        return self.psf
+
     def __call__(self, p: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any:
         """Images (n, h, w) of `parameters`, arrays or Tensors."""
         return self.psf.render(parameters, self.shape)

@@ -17,8 +17,9 @@ class Trainer:
     """Fit the learned parameters of `model` to `images` (n, h, w) in photoelectrons; `run()` returns the history.
 
     AdamW with warm-up and cosine decay to zero, clipped gradients, and flips and transposes of the images, which the
-    physics does not change.  A share `held_out` of the images is never trained on; after every epoch the loss there
-    decides which parameters are best, and these the model has in the end.
+    physics does not change (`augment=False` where it does: a pupil with aberrations).  A share `held_out` of the
+    images is never trained on; after every epoch the loss there decides which parameters are best, and these the model
+    has in the end.
 
     `variance`: read-noise variance in squared photoelectrons, scalar, (h, w) or (n, h, w).  `epochs`: passes over the
     training images, `batch`: images in a step, `rate`: the highest learning rate, `decay`: weight decay, `clip`:
@@ -45,6 +46,7 @@ class Trainer:
         decay: float = 1e-3,
         clip: float = 1.0,
         held_out: float = 0.2,
+        augment: bool = True,
         seed: int = 0,
         progress: bool = True,
     ) -> None:
@@ -54,6 +56,7 @@ class Trainer:
                 "expected epochs >= 1, batch >= 1, 0 <= held_out < 1"
             )
         self.model, self.epochs, self.batch, self.progress = model, epochs, batch, progress
+        self.augment = augment
         self.rng = np.random.default_rng(seed)
         if not model.parameters:
             model.init(self.rng)
@@ -113,6 +116,8 @@ class Trainer:
     def _augmented(self, rows: np.ndarray) -> tuple[Any, Any]:
         """Images and variance of `rows`, all flipped and (if square) transposed in one random way."""
         images, variance = self._rows(rows)
+        if not self.augment:
+            return images, variance
         flip_y, flip_x, transpose = self.rng.random(3) < 0.5
 
         def turn(a: Any) -> Any:
