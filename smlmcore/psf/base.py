@@ -36,6 +36,7 @@ class PSF(ABC):
 
     names: tuple[str, ...]
     linear: ClassVar[tuple[str, ...]] = ()
+    symmetric: ClassVar[bool] = False  # flipped and transposed images are images of this PSF as well
     numba_partials: ClassVar[Callable[..., None]]
 
     @property

@@ -10,3 +10,4 @@ from .convolve import convolve
 from .emitters import Emitters
 from .image import Image
 from .psf import PSF
+from .pupil import Pupil
