@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     _simulate_parser(commands)
     _info_parser(commands)
     _fit_parser(commands)
+    _calibrate_parser(commands)
     return top
 
 
@@ -109,6 +110,26 @@ def _fit_parser(commands: Any) -> None:
     _camera_arguments(p)
     _output_arguments(p)
     p.set_defaults(run=_fit)
+
+
+def _calibrate_parser(commands: Any) -> None:
+    p = commands.add_parser(
+        "calibrate",
+        help="learn a PSF from z-stacks of beads",
+        description="Find the beads in z-stacks, register and average them, and write the PSF (psf.npz) with a report. "
+        "Camera settings come from the files' metadata where they are not given here.",
+    )
+    p.add_argument("stacks", type=Path, nargs="+", metavar="STACK", help="z-stack of beads, TIFF or Picasso .raw")
+    p.add_argument("--psf", choices=("spline",), default="spline", help="kind of PSF (default: spline)")
+    p.add_argument("--z-step", type=float, required=True, metavar="N", help="distance of the slices, µm")
+    p.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="folder for the results (default: STACK.psf)")
+    _number(p, "--box", int, "odd side of the beads' images, pixels", 25)
+    _number(p, "--sigma", float, "usual width of a bead's image, pixels", 1.5)
+    _number(p, "--threshold", float, "least height of a bead in the summed stack, standard deviations of noise", 20.0)
+    _number(p, "--smooth", float, "width of the filter along z, µm", 0.1)
+    _camera_arguments(p)
+    _output_arguments(p)
+    p.set_defaults(run=_calibrate)
 
 
 def _number(p: argparse.ArgumentParser, name: str, kind: type, text: str, default: Any = None, **options: Any) -> None:
@@ -222,6 +243,25 @@ def _fit(movie: Path, out: Path | None, overwrite: bool, quiet: bool, **options:
     report = pipeline.fit_movie(movie, out, camera, quiet=quiet, overwrite=overwrite, **given)
     if not quiet:
         sys.stdout.writelines(f"{line}\n" for line in _summary(report, out))
+
+
+def _calibrate(stacks: Sequence[Path], z_step: float, out: Path | None, quiet: bool, **options: Any) -> None:
+    from . import calibrate
+
+    camera = {k: options.pop(k) for k in ("offset", "gain", "read_noise", "pixel_size")}
+    out = stacks[0].with_suffix(".psf") if out is None else out
+    report = calibrate.calibrate(stacks, out, z_step, camera=camera, quiet=quiet, **options)
+    if not quiet:
+        error = report["rms_z_error"]
+        low, high = report["z_range"]
+        _show(
+            {
+                "psf": out / "psf.npz",
+                "beads": f"{report['used']} used of {report['found']} found",
+                "z": f"{low:g} to {high:g} µm",
+                "z error": "no slice could be fitted" if error is None else f"{1000 * error:.1f} nm rms, of the slices",
+            }
+        )
 
 
 def _show(rows: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from ..interpolate.simd import Rows
+from ..layers.simd import copy
 from ..psf import rows
 from ..psf.axis import polynomial
 from ..psf.rows import LANES
@@ -37,6 +38,8 @@ LEFT = -1  # status of an image that `generic` has to fit
 PLAIN = 8  # steps without damping
 CHUNK = 4096  # images that a thread takes at a time
 GROUP = Templates.GROUP
+TOGETHER = 4  # images whose first guess is made at once
+LARGE = 1e9  # photoelectrons; a pixel with more counts as a gap in the first guess
 U = np.uint64
 
 # ---------------------------------------------------------------- sums over pixels in vector IR
@@ -54,15 +57,15 @@ def _sum(b, v, lanes):
 
 
 @intrinsic
-def _sums(typing, scratch, at, h, blocks, pixels, photons, background):
-    """Gradient (5) and lower triangle of the Fisher information (15) of x, y, z, photons, background.
+def _sums(typing, scratch, at, h, blocks, pixels, photons, background, out):
+    """Gradient (5) and lower triangle of the Fisher information (15) of x, y, z, photons, background, into out (20,).
 
     Without the factor `photons` of the first three.  `scratch` holds f and its derivatives from `at` on, `pixels` the
     counts, the read noise and 1 or 0 for a pixel that counts, one after another, in rows as far apart as in scratch.
     """
 
     def codegen(context, b, signature, args):
-        scratch, at, h, blocks, pixels, photons, background = args
+        scratch, at, h, blocks, pixels, photons, background, out = args
         number = lambda v: ir.Constant(_INT, v)  # noqa: E731
         r = Rows(context, b, signature.args[0], scratch, at, LANES)
         given = Rows(context, b, signature.args[4], pixels, number(0), LANES)
@@ -89,36 +92,93 @@ def _sums(typing, scratch, at, h, blocks, pixels, photons, background):
                 for other in derivatives[: a + 1]:
                     accumulate(index, weighted, other)
                     index += 1
-        found = [_sum(b, b.load(s), LANES) for s in sums]
-        return context.make_tuple(b, signature.return_type, found)
+        target = context.make_array(signature.args[7])(context, b, value=out).data
+        for i, s in enumerate(sums):
+            b.store(_sum(b, b.load(s), LANES), b.gep(target, [number(i)]))
+        return context.get_dummy_value()
 
-    integer = types.int64
-    kind = types.UniTuple(scratch.dtype, 20)
-    return kind(scratch, integer, integer, integer, pixels, scratch.dtype, scratch.dtype), codegen
+    integer, real = types.int64, scratch.dtype
+    return types.void(scratch, integer, integer, integer, pixels, real, real, out), codegen
 
 
 @intrinsic
 def _correlate(typing, data, size, images, first, columns, scores):
-    """scores[first + k] = sum over p < size of data[p] images[p columns + first + k] for k < GROUP."""
+    """scores[i columns + first + k] = sum over p < size of data[i size + p] images[p columns + first + k].
+
+    For i < TOGETHER and k < GROUP: as many sums as registers hold, so that the templates are read once for all i.
+    """
 
     def codegen(context, b, signature, args):
         data, size, images, first, columns, scores = args
-        source = Rows(context, b, signature.args[0], data, ir.Constant(_INT, 0), 1)
+        source = Rows(context, b, signature.args[0], data, ir.Constant(_INT, 0), LANES)
         table = Rows(context, b, signature.args[2], images, first, LANES)
         target = Rows(context, b, signature.args[5], scores, first, LANES)
         width = ir.Constant(_INT, LANES)
-        sums = [cgutils.alloca_once_value(b, table.zero) for _ in range(GROUP // LANES)]
+        places = [(i, k) for i in range(TOGETHER) for k in range(GROUP // LANES)]
+        sums = {place: cgutils.alloca_once_value(b, table.zero) for place in places}
         with cgutils.for_range(b, size) as pixel:
-            value = table.spread(b.load(b.gep(source.start, [pixel.index])))
             row = b.mul(pixel.index, columns)
-            for k, s in enumerate(sums):
-                b.store(table.fma(value, table.load((row, 1), (width, k)), b.load(s)), s)
-        for k, s in enumerate(sums):
-            b.store(b.load(s), target.pointer((width, k)), align=target.size)
+            vectors = [table.load((row, 1), (width, k)) for k in range(GROUP // LANES)]
+            for i in range(TOGETHER):
+                at = b.add(b.mul(size, ir.Constant(_INT, i)), pixel.index)
+                value = table.spread(b.load(b.gep(source.start, [at])))
+                for k, vector in enumerate(vectors):
+                    b.store(table.fma(value, vector, b.load(sums[i, k])), sums[i, k])
+        for (i, k), s in sums.items():
+            b.store(b.load(s), target.pointer((columns, i), (width, k)), align=target.size)
         return context.get_dummy_value()
 
     integer = types.int64
     return types.void(data, integer, images, integer, integer, scores), codegen
+
+
+@intrinsic
+def _widen(typing, spot, variance, h, w, blocks, pixels, totals):
+    """Rows of w numbers of spot and variance, which have room for a vector at the end, into the rows of `pixels`.
+
+    totals (2,): how many pixels count, and how many are infinite.
+    """
+
+    def codegen(context, b, signature, args):
+        spot, variance, h, w, blocks, pixels, totals = args
+        number = lambda v: ir.Constant(_INT, v)  # noqa: E731
+        data = Rows(context, b, signature.args[0], spot, number(0), LANES)
+        noise = Rows(context, b, signature.args[1], variance, number(0), LANES)
+        target = Rows(context, b, signature.args[5], pixels, number(0), LANES)
+        stride = b.add(b.mul(blocks, number(LANES)), number(LANES))
+        image = b.mul(stride, h)
+        zero, one = data.zero, ir.Constant(data.vector, [1.0] * LANES)
+        infinity = ir.Constant(data.vector, [float("inf")] * LANES)
+        negative = ir.Constant(data.vector, [float("-inf")] * LANES)
+        counts = [cgutils.alloca_once_value(b, zero) for _ in range(2)]
+        lanes = ir.Constant(ir.VectorType(_INT, LANES), list(range(LANES)))
+        with cgutils.for_range(b, h) as row, cgutils.for_range(b, blocks) as block:
+            column = b.mul(block.index, number(LANES))
+            at = b.add(b.mul(row.index, w), column)
+            here = b.add(b.mul(row.index, stride), column)
+            d, v = data.load((at, 1)), noise.load((at, 1))
+            left = b.insert_element(
+                ir.Constant(lanes.type, ir.Undefined), b.sub(w, column), ir.Constant(ir.IntType(32), 0)
+            )
+            left = b.shuffle_vector(left, left, ir.Constant(ir.VectorType(ir.IntType(32), LANES), None))
+            inside = b.icmp_signed("<", lanes, left)
+            infinite = b.or_(b.fcmp_ordered("==", d, infinity), b.fcmp_ordered("==", d, negative))
+            good = b.and_(inside, b.and_(b.fcmp_ordered("==", d, d), b.fcmp_ordered("<", v, infinity)))
+            d, v, on = (b.select(good, x, zero) for x in (d, v, one))
+            count = b.fadd(d, v)
+            count = b.select(b.fcmp_ordered(">", count, zero), count, zero)
+            bad = b.select(b.and_(inside, infinite), one, zero)
+            for s, x in zip(counts, (on, bad), strict=True):
+                b.store(b.fadd(b.load(s), x), s)
+            for i, x in enumerate((count, v, on, d)):
+                b.store(x, target.pointer((image, i), (here, 1)), align=target.size)
+        out = context.make_array(signature.args[6])(context, b, value=totals).data
+        for i, s in enumerate(counts):
+            b.store(_sum(b, b.load(s), LANES), b.gep(out, [number(i)]))
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(spot, variance, integer, integer, integer, pixels, totals), codegen
 
 
 # ---------------------------------------------------------------- the likelihood
@@ -177,47 +237,51 @@ def _judge(scratch, at, pixels, size, photons, background):
 # ---------------------------------------------------------------- one fit
 
 
-@numba.njit(cache=True, error_model="numpy")
-def _load(spot, variance, h, w, stride, pixels):
+@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
+def _load(spots, i, variance, v_at, h, w, blocks, pixels, flat, noise, totals):
     """Fill pixels: counts max(d + v, 0), noise v, whether it counts, d; how many count, and whether all can be used."""
-    size, seen, valid = h * stride, 0, True
-    zero = pixels.dtype.type(0)
-    for i in range(h):
-        for j in range(w):
-            d, v = spot[i * w + j], variance[i * w + j]
-            good = not math.isnan(d) and v < np.inf
-            valid &= not math.isinf(d)
-            seen += good
-            at = i * stride + j
-            d, v = (d, v) if good else (zero, zero)
-            pixels[at] = max(d + v, zero)
-            pixels[size + at] = v
-            pixels[2 * size + at] = good
-            pixels[3 * size + at] = d
-    return seen, valid
+    copy(spots, i * h * w, flat, 0, h * w)
+    copy(variance, v_at, noise, 0, h * w)
+    _widen(flat, noise, h, w, blocks, pixels, totals)
+    return int(totals[0]), totals[1] == 0
 
 
-@numba.njit(cache=True, error_model="numpy")
-def _start(pixels, h, w, stride, images, norm, total, known, flat, scores, theta):
-    """The template with the highest correlation, with its photons and background."""
-    size, columns = h * stride, len(norm)
-    for i in range(h):
-        for j in range(w):
-            at = i * stride + j
-            flat[i * w + j] = pixels[3 * size + at] if pixels[2 * size + at] > 0 else pixels[3 * size + max(at - 1, 0)]
-    level = flat.dtype.type(0)
-    for i in range(h * w):
-        level += flat[U(i)]
-    for first in range(0, columns, GROUP):
-        _correlate(flat, h * w, images, first, columns, scores)
-    best = 0
-    for k in range(columns):
-        if scores[k] > scores[best]:
-            best = k
-    least = math.sqrt(max(level / (h * w), 0.1)) / norm[best]
-    photons = max(scores[best] / norm[best], least)
-    theta[0], theta[1], theta[2] = known[best, 0], known[best, 1], known[best, 2]
-    theta[3], theta[4] = photons, (level - photons * total[best]) / (h * w)
+@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
+def _guess(spots, begin, count, images, norm, total, known, flat, scores, first, index, guesses):
+    """For up to TOGETHER images the template with the highest correlation, with its photons and background."""
+    size, columns = len(flat) // TOGETHER, len(norm)
+    large = flat.dtype.type(LARGE)
+    zero = flat.dtype.type(0)
+    for i in range(count):
+        start = (begin + i) * size
+        for p in range(size):
+            d, near = spots[U(start) + U(p)], spots[U(start) + U(max(p - 1, 0))]
+            near = near if abs(near) < large else zero
+            flat[U(i * size) + U(p)] = d if abs(d) < large else near
+    for group in range(0, columns, GROUP):
+        _correlate(flat, size, images, group, columns, scores)
+    for i in range(count):
+        level = zero
+        for p in range(size):
+            level += flat[U(i * size) + U(p)]
+        for k in range(LANES):  # the best of each lane, then of all
+            first[U(k)], index[U(k)] = scores[U(i * columns) + U(k)], 0
+        for group in range(LANES, columns, LANES):
+            for k in range(LANES):
+                score = scores[U(i * columns + group) + U(k)]
+                better = score > first[U(k)]
+                first[U(k)] = score if better else first[U(k)]
+                index[U(k)] = group if better else index[U(k)]
+        best = 0
+        for k in range(1, LANES):
+            if first[k] > first[best]:
+                best = k
+        score, best = first[best], index[best] + best
+        least = math.sqrt(max(level / size, 0.1)) / norm[best]
+        photons = max(score / norm[best], least)
+        for a in range(3):
+            guesses[i, a] = known[best, a]
+        guesses[i, 3], guesses[i, 4] = photons, (level - photons * total[best]) / size
 
 
 @numba.njit(cache=True, error_model="numpy", fastmath=FAST)
@@ -267,9 +331,21 @@ def _solve(information, gradient, held, lower, inverse, numbers, least):
 
 
 @numba.njit(cache=True, error_model="numpy")
+def _scale(sums, photons, gradient, information):
+    """The sums with their factors of photons."""
+    index = 5
+    for a in range(5):
+        times = photons if a < 3 else 1.0
+        gradient[a] = times * sums[a]
+        for b in range(a + 1):
+            information[a, b] = times * (photons if b < 3 else 1.0) * sums[index]
+            index += 1
+
+
+@numba.njit(cache=True, error_model="numpy")
 def _fit_one(
     h, w, table, size, geometry, pixels, theta, lower, upper, step, factor, fixed, most, square, scratch,
-    gradient, information, triangle, inverse, numbers, held, errors,
+    sums, gradient, information, triangle, inverse, numbers, held, errors,
 ):  # fmt: skip
     """Fisher scoring from `theta`, which is moved; whether it converged, at a bound, and after how many steps."""
     blocks, at = rows.blocks_of(w), rows.output_at(h, w)
@@ -279,14 +355,8 @@ def _fit_one(
     for done in range(1, most + 1):
         rows.evaluate(real(theta[0]), real(theta[1]), real(theta[2]), table, size, geometry, h, w, True, scratch)
         photons = theta[3]
-        sums = _sums(scratch, at, h, blocks, pixels, real(photons), real(theta[4]))
-        index = 5
-        for a in range(5):
-            times = photons if a < 3 else 1.0
-            gradient[a] = times * sums[a]
-            for b in range(a + 1):
-                information[a, b] = times * (photons if b < 3 else 1.0) * sums[index]
-                index += 1
+        _sums(scratch, at, h, blocks, pixels, real(photons), real(theta[4]), sums)
+        _scale(sums, photons, gradient, information)
         at_bound = False
         for a in range(5):
             low, high = theta[a] <= lower[a] and gradient[a] <= 0, theta[a] >= upper[a] and gradient[a] >= 0
@@ -323,21 +393,24 @@ def _work(
     stride = rows.stride_of(w)
     scratch = np.zeros((9 * (h + 3) + 4 * h) * stride, real)
     pixels = np.zeros(4 * h * stride, real)
-    flat, scores = np.zeros(h * w, real), np.zeros(len(norm), real)
-    theta, gradient, found = np.empty(5), np.empty(5), np.empty(5)
+    flat, scores = np.zeros(TOGETHER * h * w, real), np.zeros(TOGETHER * len(norm), real)
+    spot, noise = np.zeros(h * w + LANES * rows.blocks_of(w), real), np.zeros(h * w + LANES * rows.blocks_of(w), real)
+    first, index, guesses = np.empty(LANES, real), np.empty(LANES, np.int32), np.empty((TOGETHER, 5))
+    sums, theta, gradient, found = np.empty(20, real), np.empty(5), np.empty(5), np.empty(5)
     information, triangle, inverse = np.empty((5, 5)), np.empty((5, 5)), np.empty((5, 5))
     numbers, held = np.empty((5, 5)), np.empty(5, np.bool_)
     free = 5
     for a in range(5):
         free -= fixed[a]
     for i in range(begin, end):
-        seen, valid = _load(spots[i], variance[i if len(variance) == len(spots) else 0], h, w, stride, pixels)
-        if len(initial):
-            for a in range(5):
-                theta[a] = initial[i, a]
-                valid &= math.isfinite(theta[a])
-        elif valid:
-            _start(pixels, h, w, stride, images, norm, total, known, flat, scores, theta)
+        v_at = i * h * w if len(variance) > h * w else 0
+        seen, valid = _load(spots, i, variance, v_at, h, w, rows.blocks_of(w), pixels, spot, noise, sums)
+        if len(initial) == 0 and (i - begin) % TOGETHER == 0:
+            count = min(TOGETHER, end - i)
+            _guess(spots, i, count, images, norm, total, known, flat, scores, first, index, guesses)
+        for a in range(5):
+            theta[a] = initial[i, a] if len(initial) else guesses[(i - begin) % TOGETHER, a]
+            valid &= math.isfinite(theta[a])
         for a in range(5):
             if not fixed[a]:
                 theta[a] = min(max(theta[a], lower[a]), upper[a])
@@ -346,7 +419,7 @@ def _work(
         if good:
             converged, at_bound, done = _fit_one(
                 h, w, table, size, geometry, pixels, theta, lower, upper, step, factor, fixed, most, square, scratch,
-                gradient, information, triangle, inverse, numbers, held, found,
+                sums, gradient, information, triangle, inverse, numbers, held, found,
             )  # fmt: skip
         status[i] = INVALID if not good else LEFT if not converged else AT_BOUND if at_bound else CONVERGED
         iterations[i], likelihood[i], chi2[i] = done, np.nan, np.nan
@@ -375,12 +448,12 @@ def fit(
     real = spots.dtype
     table, geometry = psf.table(spots)
     known = psf.templates((h, w))
-    noise = np.zeros((1, h * w), real) if variance is None else variance.reshape(-1, h * w)
+    noise = np.zeros(h * w, real) if variance is None else variance.reshape(-1)
     square = max(tolerance, 2e-4 if real == np.float32 else 1e-9) ** 2
     arguments = (
         h, w, table.reshape(-1), table.shape, geometry,
         *(np.ascontiguousarray(a, real).reshape(-1) for a in (known.images.T, known.norm, known.total)),
-        np.ascontiguousarray(known.parameters, real), spots.reshape(n, h * w), noise,
+        np.ascontiguousarray(known.parameters, real), spots.reshape(-1), noise,
         np.empty((0, 5)) if initial is None else np.ascontiguousarray(initial, np.float64),
         *(np.ascontiguousarray(column, np.float64) for column in limits[:4]), np.asarray(limits.fixed, bool),
         min(PLAIN, max_iterations), square,

@@ -426,6 +426,18 @@ class Spline(PSF):
             a = a / total
         return cls(_coefficients(a), dz, centre)
 
+    @classmethod
+    def from_beads(cls, stacks: Any, dz: float, smooth: float | tuple[float, float] = 0.1) -> Spline:
+        """The PSF from beads `stacks` (beads, z, y, x) in photoelectrons, slices `dz` um apart.
+
+        The beads are registered in x, y and z, and averaged (see `beads`); z = 0 is in the middle slice.  `smooth`:
+        standard deviation, in um along z, of a Gaussian over the average, or a pair: um along z, pixels laterally.
+        A little is needed: where slopes along z are noise, fits are less precise and some do not converge.
+        """
+        from . import beads
+
+        return beads.spline(stacks, dz, smooth)[0]
+
     def samples(self) -> np.ndarray:
         """The image stack (z, y, x) that the spline passes through."""
         z, y, x = self.coefficients.shape
