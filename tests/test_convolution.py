@@ -123,7 +123,7 @@ def test_the_learned_kernel_starts_where_it_is_told_and_cannot_leave_the_simplex
             {"logits": logits, "log_background": log_b}, {"image": image, "background": b}
         ),
         rng.normal(size=p["logits"].shape),
-        np.array(0.7),
+        np.array([0.7]),
         image,
         rng.uniform(1, 2, 3),
     )

@@ -88,7 +88,7 @@ class Convolution:
             least = SMALLEST * self.kernel.mean()
             p["logits"] = np.log(np.maximum(self.kernel, least)).astype(np.float32)
         if self.background is not None:
-            p["log_background"] = np.array(np.log(self.background), np.float32)
+            p["log_background"] = np.array([np.log(self.background)], np.float32)
         return p
 
     def kernel_of(self, p: Mapping[str, Any]) -> Any:

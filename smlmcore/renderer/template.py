@@ -75,7 +75,7 @@ class Template:
         """The learned parameters at the start: the `template` over its largest value, and the logarithm of the blur."""
         p = {"template": self.template / np.float32(self.scale)} if self.learned else {}
         if self.blur is not None:
-            p["log_blur"] = np.array(math.log(self.blur), np.float32)
+            p["log_blur"] = np.array([math.log(self.blur)], np.float32)
         return p
 
     def template_of(self, p: Mapping[str, Any]) -> Any:
