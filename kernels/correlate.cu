@@ -1,4 +1,4 @@
-// Correlation of images (n, z, y, x) with a few taps, where these lie inside: smlmcore/renderer/convolve.py.
+// Correlation of images (n, z, y, x) with a few taps, where these lie inside: smlmcore/renderer/conv.py.
 #include "reduce.cuh"
 
 // A thread has a pixel of the result; neighbouring threads read neighbouring pixels, the taps come from the cache.

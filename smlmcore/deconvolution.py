@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from . import backend
-from .renderer.convolve import MODES, Plan
+from .renderer.conv import MODES, Plan
 
 FLOOR = 1e-6  # of the mean of the data: the smallest expectation, where a ratio is taken
 

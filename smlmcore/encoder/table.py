@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
-from ..autograd import op
+from ..autograd import op, plain
 
 
 class Table:
@@ -71,7 +71,7 @@ class Table:
     def __call__(self, p: Mapping[str, Any], index: Any) -> Any:
         """Rows (n, ...) of `index` (n,), or sub-volumes (n, *window) at the corners `index` (n, axes); integers."""
         table = p["table"]
-        xp = backend.module(getattr(table, "data", table))
+        xp = backend.module(plain(table))
         index = backend.to_cpu(index)
         corners = self.window is not None
         limits = [n - w for n, w in zip(self.shape, self.window, strict=True)] if corners else [self.shape[0] - 1]

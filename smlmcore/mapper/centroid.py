@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .. import backend
-from ..autograd import ops
+from ..autograd import ops, plain
 from .direct import Parameter
 
 FEW = 1e-6  # of the sum of a map: an empty map has its centre in the middle of the image
@@ -71,7 +71,7 @@ class Centroid:
                 f"mapper.Centroid got features of shape {features.shape}; expected (n, {self.features}, y, x): "
                 f"{self.emitters} maps, then the channels of {', '.join(self.parameters) or 'no parameter'}"
             )
-        xp = backend.module(getattr(features, "data", features))
+        xp = backend.module(plain(features))
         h, w = features.shape[2:]
         maps = ops.softplus(features[:, : self.emitters]) + FEW / (h * w)
         down, across = maps.sum(axis=3), maps.sum(axis=2)

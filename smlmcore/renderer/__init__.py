@@ -5,9 +5,11 @@ parameters.  `PSF` draws one or a few emitters, `Emitters` many in a large image
 kernel, `Template` and `Spline` something learned at any position, `Image` passes images on.
 """
 
+from .conv import convolve
 from .convolution import Convolution
-from .convolve import convolve
 from .emitters import Emitters
 from .image import Image
 from .psf import PSF
 from .pupil import Pupil
+from .spline import Spline
+from .template import Template

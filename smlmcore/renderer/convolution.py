@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from .. import backend
-from ..autograd import ops
-from .convolve import MODES, convolve, is_small, separate
+from ..autograd import ops, plain
+from .conv import MODES, convolve, is_small, separate
 
 SMALLEST = 1e-6  # of a learned kernel's starting value, in units of its mean: from 0 itself nothing grows
 
@@ -88,14 +88,15 @@ class Convolution:
             least = SMALLEST * self.kernel.mean()
             p["logits"] = np.log(np.maximum(self.kernel, least)).astype(np.float32)
         if self.background is not None:
-            p["log_background"] = np.array(np.log(self.background), np.float32)
+            p["log_background"] = np.array([np.log(self.background)], np.float32)
         return p
 
     def kernel_of(self, p: Mapping[str, Any]) -> Any:
         """The kernel, non-negative with unit sum, for the learned parameters `p` of this part."""
         if not self.learned:
             return self.kernel
-        return ops.exp(p["logits"] - ops.logsumexp(p["logits"]))
+        weights = ops.exp(p["logits"] - plain(p["logits"]).max())
+        return weights / weights.sum()
 
     def __call__(self, p: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any:
         """Images (n, *shape) of parameters["image"] (n, *object), and "background" (n,) if given."""
@@ -105,7 +106,7 @@ class Convolution:
                 f"renderer.Convolution got an image of shape {np.shape(image)}; expected (n, "
                 f"{', '.join(map(str, self.object))}), the object that it was made for"
             )
-        xp = backend.module(getattr(image, "data", image))
+        xp = backend.module(plain(image))
         kernels = [self.kernel_of(p)] if self.learned else self.parts or [self.kernel]
         for kernel in kernels:
             image = convolve(image, kernel if self.learned else xp.asarray(kernel, image.dtype), self.mode)

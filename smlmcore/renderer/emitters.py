@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
-from ..autograd import ops
+from ..autograd import ops, plain
 from ..psf import PSF as Model
 
 
@@ -53,7 +53,7 @@ class Emitters:
         values = dict(parameters)
         if "image" in values:
             return self.psf.render(values, self.shape, image=values.pop("image"))
-        shapes = {k: np.shape(getattr(v, "data", v)) for k, v in values.items() if k != "background"}
+        shapes = {k: np.shape(plain(v)) for k, v in values.items() if k != "background"}
         try:
             n, emitters = np.broadcast_shapes((1, 1), *((*s, 1) if len(s) == 1 else s for s in shapes.values()))
         except ValueError:
@@ -66,9 +66,9 @@ class Emitters:
                 v = values[name] if hasattr(values[name], "reshape") else backend.asarray(values[name])
                 v = v.reshape(-1, 1) if len(shape) == 1 else v
                 values[name] = ops.broadcast_to(v, (n, emitters)).reshape(n * emitters)
-        arrays = [getattr(v, "data", v) for v in values.values()]
+        arrays = [plain(v) for v in values.values()]
         xp = backend.module(*arrays, name="renderer.Emitters")
         index = xp.repeat(xp.arange(n), emitters)
-        if "background" in values and np.ndim(getattr(values["background"], "data", values["background"])) == 0:
+        if "background" in values and np.ndim(plain(values["background"])) == 0:
             values["background"] = ops.broadcast_to(values["background"], (n,))
         return self.psf.render(values, self.shape, image=index)
