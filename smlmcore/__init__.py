@@ -21,6 +21,7 @@ __all__ = [
     "encoder",
     "fit",
     "interpolate",
+    "interop",
     "kernel",
     "layers",
     "localize",

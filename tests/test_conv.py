@@ -166,7 +166,10 @@ def test_vector_code_equals_plain_loops(monkeypatch, vector, rows, width, accumu
 
     @numba.njit
     def run(x, weight, out, init, table, length, row, step, init_row):
-        tile(x, 1, weight, 0, out, 0, init, 0, table, length, row, step, width, width, init_row)
+        tile(
+            simd.at(x, 1), simd.at(weight, 0), simd.at(out, 0), simd.at(init, 0), simd.at(table, 0), table.size,
+            length, row, step, width, width, init_row,
+        )  # fmt: skip
 
     rng = np.random.default_rng(3)
     table, length, row, step = np.array([0, 40]), 7, 3, 2
@@ -191,7 +194,7 @@ def test_transforms_of_grids_equal_numpy(monkeypatch, vector):
 
     @numba.njit
     def run(source, target, count):
-        transform(source, 2, 200, 30, target, 1, 180, 30, count)
+        transform(simd.at(source, 2), 200, 30, simd.at(target, 1), 180, 30, count)
 
     matrix = np.array(winograd._input(*np.eye(6)))
     x, y = np.random.default_rng(4).normal(size=1400).astype(np.float32), np.zeros(1100, np.float32)
