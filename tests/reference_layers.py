@@ -52,7 +52,7 @@ PLAIN = {"root": False, "centre": 0.0, "spread": 1.0}
 ENCODERS = {
     "unet": (encoder.UNet(3, depth=2, width=4, last=5, **PLAIN), (2, 1, 9, 10)),
     "unet_add": (encoder.UNet(2, inputs=2, depth=1, width=4, skip="add", activation="relu", **PLAIN), (2, 2, 6, 7)),
-    "unet_none": (encoder.UNet(2, depth=1, width=4, skip="none", norm="group", **PLAIN | {"width": 8}), (2, 1, 4, 5)),
+    "unet_none": (encoder.UNet(2, depth=1, width=8, skip="none", norm="group", **PLAIN), (2, 1, 4, 5)),
     "unet_3d": (encoder.UNet(2, depth=1, width=3, axes=3, **PLAIN), (1, 1, 4, 5, 6)),
     "conv_encoder": (encoder.Conv((6, 7), 3, width=3, hidden=5), (4, 6, 7)),
 }
@@ -120,7 +120,7 @@ def main():
         if kind == "Linear":
             return x @ p["weight"] + p["bias"]
         if kind == "BatchNorm":
-            return F.batch_norm(x, p["mean"].clone(), p["variance"].clone(), p["scale"], p["shift"], True, 0.1)
+            return F.batch_norm(x, p["mean"].detach(), p["variance"].detach(), p["scale"], p["shift"], True, 0.1)
         if kind == "GroupNorm":
             return F.group_norm(x, layer.groups, p["scale"], p["shift"])
         if kind == "LayerNorm":
