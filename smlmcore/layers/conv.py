@@ -138,6 +138,13 @@ def _blocks(*dims):
     return lambda s: min(-(-int(np.prod([s[d] for d in dims], dtype=np.int64)) // 128), 1 << 30)
 
 
+def _tolerance(expected, dtype):
+    """The error of Winograd's algorithm, 4e-6 of the largest number, and as much of it in a slope (|f''| <= 1)."""
+    largest = np.abs(expected[0]).max(initial=0)
+    share = 1e-12 if dtype == np.float64 else 4e-6
+    return share * largest, share * max(1.0, largest)
+
+
 conv_kernel = kernel.register(
     "conv",
     "x[n,f,h,w,c] weight[j,k,l,c,d] bias[d] stride:int pad:int activation:int -> out[n,o,p,q,d] slope[s]",
@@ -147,6 +154,7 @@ conv_kernel = kernel.register(
     sample=_sample(x="nfhwc", weight="jklcd", bias="d"),
     cases=_CASES,
     bench=_BENCH,
+    tolerance=_tolerance,
 )
 input_gradient_kernel = kernel.register(
     "conv_input_gradient",
