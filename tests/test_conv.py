@@ -12,7 +12,7 @@ from scipy.signal import correlate
 
 from smlmcore import kernel
 from smlmcore.autograd import Tensor, check_gradient
-from smlmcore.layers import Conv2d, conv, simd, winograd
+from smlmcore.layers import Conv2d, blas, conv, simd, winograd
 
 module = importlib.import_module("smlmcore.layers.conv")
 
@@ -261,6 +261,22 @@ def test_input_gradient_of_plain_images_is_not_computed(monkeypatch):
     assert not called
     assert p["weight"].grad.shape == (3, 3, 1, 2)
     assert p["bias"].grad.tolist() == [32, 32]
+
+
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[2], SHAPES[6], SHAPES[9], SHAPES[12], SHAPES[13]])
+def test_products_of_a_blas_give_the_same(shape):
+    """What runs on a GPU through cuBLAS, here with NumPy's BLAS, in float64."""
+    x, weight, bias, gradient = draw(*shape, np.float64)
+    want = run(x, weight, bias, gradient, **settings(shape))
+    x, gradient, weight = module.planes(x), module.planes(gradient), module.planes(weight, 0)
+    out, slope = np.empty(gradient.shape), np.empty(gradient.size)
+    blas.forward(x, weight, bias, shape[5], shape[6], module.code(shape[7]), out, slope)
+    g = blas.sloped(gradient, slope)
+    dx, dw, db = np.empty_like(x), np.empty_like(weight), np.empty_like(bias)
+    blas.input_gradient(g, weight, shape[5], shape[6], dx)
+    blas.weight_gradient(x, g, shape[5], shape[6], dw, db)
+    for a, b in zip((out, dx, dw, db), want, strict=True):
+        np.testing.assert_allclose(a.reshape(b.shape), b, rtol=0, atol=1e-11 * np.abs(b).max())
 
 
 @pytest.mark.parametrize("shape", [SHAPES[2], SHAPES[10]])

@@ -182,7 +182,7 @@ def test_impossible_networks(settings, message):
 @pytest.mark.parametrize("shape", [(8, 8), (2, 3, 8, 8), (2, 1, 0, 8)])
 def test_wrong_images(shape):
     net = UNet(1, depth=1, width=4)
-    with pytest.raises(ValueError, match="UNet.*got images of shape"):
+    with pytest.raises(ValueError, match=r"UNet.*got images of shape"):
         net(net.init(rng()), np.ones(shape))
 
 
