@@ -2,7 +2,7 @@
 
     check_kernel("activation", "cuda-on-host", "float32")      # raises AssertionError naming the worst element
 
-A kernel brings its own `sample` and `cases`, so one added in any of these packages (FOLDERS) is found and
+A kernel brings its own `sample` and `cases`, so one added in any of these packages (FOLDERS) or in `optim` is found and
 tested by itself.
 """
 
@@ -31,6 +31,7 @@ def all_kernels() -> dict[str, kernel.Kernel]:
     >>> "activation" in all_kernels()
     True
     """
+    import_module(f"{__package__}.optim")
     for folder in FOLDERS:
         package = import_module(f"{__package__}.{folder}")
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):

@@ -12,7 +12,7 @@ from scipy.signal import correlate
 
 from smlmcore import kernel
 from smlmcore.autograd import Tensor, check_gradient
-from smlmcore.layers import Conv2d, conv, simd, winograd
+from smlmcore.layers import Conv2d, blas, conv, simd, winograd
 
 module = importlib.import_module("smlmcore.layers.conv")
 
@@ -166,7 +166,10 @@ def test_vector_code_equals_plain_loops(monkeypatch, vector, rows, width, accumu
 
     @numba.njit
     def run(x, weight, out, init, table, length, row, step, init_row):
-        tile(x, 1, weight, 0, out, 0, init, 0, table, length, row, step, width, width, init_row)
+        tile(
+            simd.at(x, 1), simd.at(weight, 0), simd.at(out, 0), simd.at(init, 0), simd.at(table, 0), table.size,
+            length, row, step, width, width, init_row,
+        )  # fmt: skip
 
     rng = np.random.default_rng(3)
     table, length, row, step = np.array([0, 40]), 7, 3, 2
@@ -191,7 +194,7 @@ def test_transforms_of_grids_equal_numpy(monkeypatch, vector):
 
     @numba.njit
     def run(source, target, count):
-        transform(source, 2, 200, 30, target, 1, 180, 30, count)
+        transform(simd.at(source, 2), 200, 30, simd.at(target, 1), 180, 30, count)
 
     matrix = np.array(winograd._input(*np.eye(6)))
     x, y = np.random.default_rng(4).normal(size=1400).astype(np.float32), np.zeros(1100, np.float32)
@@ -258,6 +261,22 @@ def test_input_gradient_of_plain_images_is_not_computed(monkeypatch):
     assert not called
     assert p["weight"].grad.shape == (3, 3, 1, 2)
     assert p["bias"].grad.tolist() == [32, 32]
+
+
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[2], SHAPES[6], SHAPES[9], SHAPES[12], SHAPES[13]])
+def test_products_of_a_blas_give_the_same(shape):
+    """What runs on a GPU through cuBLAS, here with NumPy's BLAS, in float64."""
+    x, weight, bias, gradient = draw(*shape, np.float64)
+    want = run(x, weight, bias, gradient, **settings(shape))
+    x, gradient, weight = module.planes(x), module.planes(gradient), module.planes(weight, 0)
+    out, slope = np.empty(gradient.shape), np.empty(gradient.size)
+    blas.forward(x, weight, bias, shape[5], shape[6], module.code(shape[7]), out, slope)
+    g = blas.sloped(gradient, slope)
+    dx, dw, db = np.empty_like(x), np.empty_like(weight), np.empty_like(bias)
+    blas.input_gradient(g, weight, shape[5], shape[6], dx)
+    blas.weight_gradient(x, g, shape[5], shape[6], dw, db)
+    for a, b in zip((out, dx, dw, db), want, strict=True):
+        np.testing.assert_allclose(a.reshape(b.shape), b, rtol=0, atol=1e-11 * np.abs(b).max())
 
 
 @pytest.mark.parametrize("shape", [SHAPES[2], SHAPES[10]])

@@ -10,11 +10,16 @@ from ..backend import Array
 SPREAD = 0.05  # smallest standard deviation of the square-root image, a tenth of the shot noise
 
 
-def checked(encoder: Any, images: Array, axes: int, inputs: int) -> Array:
-    """`images` as (n, inputs, ...), or an error that names the encoder; `axes` pixel axes."""
+def check_kind(encoder: Any, images: Any) -> None:
+    """Raise an error that names the encoder, unless `images` is an array of real numbers."""
     if not backend.is_array(images) or images.dtype.kind not in "biuf":
         kind = images.dtype if backend.is_array(images) else type(images).__name__
         raise TypeError(f"{encoder} got images of {kind}; expected a NumPy or CuPy array of real numbers")
+
+
+def checked(encoder: Any, images: Array, axes: int, inputs: int) -> Array:
+    """`images` as (n, inputs, ...), or an error that names the encoder; `axes` pixel axes."""
+    check_kind(encoder, images)
     space = "z, y, x" if axes == 3 else "y, x"
     if images.ndim == axes + 1 and inputs == 1:
         images = images[:, None]

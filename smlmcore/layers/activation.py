@@ -28,7 +28,7 @@ from .. import backend, kernel
 from ..autograd import op, ops
 from ..backend import Array
 from .recorded import recorded
-from .simd import njit
+from .simd import SINGLE, WHOLE, at, link, njit, shared
 
 BLOCK = 1 << 14  # elements that one thread takes at a time
 F, I = np.float32, np.int32  # noqa: E741 - types of literals: a bare 0.5 would turn float32 code into float64
@@ -156,6 +156,23 @@ _relu, _gelu, _silu, _leaky, _elu = map(_loops, (_relu_single, _gelu_single, _si
 _one_double = numba.njit(_double)
 
 
+@shared(types.void(WHOLE, SINGLE, SINGLE, WHOLE, WHOLE))
+def activate_single(activation, values, slopes, count, with_slope):
+    y, s = numba.carray(values, (count,)), numba.carray(slopes, (count if with_slope else 0,))
+    if activation == RELU:
+        _relu(y, s)
+    elif activation == GELU:
+        _gelu(y, s)
+    elif activation == SILU:
+        _silu(y, s)
+    elif activation == LEAKY:
+        _leaky(y, s)
+    elif activation == ELU:
+        _elu(y, s)
+    else:
+        s[:] = F(1)
+
+
 def activate(activation, values, slope, start, count):
     """Apply an activation in place to values[start : start + count]; the derivative into `slope`, unless it is empty.
 
@@ -167,19 +184,7 @@ def activate(activation, values, slope, start, count):
 @overload(activate)
 def _activate(activation, values, slope, start, count):
     def single(activation, values, slope, start, count):
-        y, s = values[start : start + count], slope[start : start + count]
-        if activation == RELU:
-            _relu(y, s)
-        elif activation == GELU:
-            _gelu(y, s)
-        elif activation == SILU:
-            _silu(y, s)
-        elif activation == LEAKY:
-            _leaky(y, s)
-        elif activation == ELU:
-            _elu(y, s)
-        else:
-            s[:] = F(1)
+        activate_single(activation, at(values, start), at(slope, start), count, slope.size)
 
     def double(activation, values, slope, start, count):
         for i in range(start, start + count):
@@ -190,8 +195,13 @@ def _activate(activation, values, slope, start, count):
     return single if values.dtype == types.float32 else double
 
 
-@njit(parallel=True)
 def _cpu(x, activation, y, slope):
+    link()
+    _blocks(x, activation, y, slope)
+
+
+@njit(parallel=True)
+def _blocks(x, activation, y, slope):
     for block in numba.prange((x.size + BLOCK - 1) // BLOCK):
         start = block * BLOCK
         count = min(BLOCK, x.size - start)

@@ -23,10 +23,12 @@ import numpy as np
 from .. import backend, kernel
 from ..autograd import op, ops
 from ..backend import Array
-from . import direct, winograd
+from . import blas, direct, winograd
 from .activation import code
 from .activation import reference as activated
 from .recorded import recorded
+
+BLAS_FROM = 1 << 14  # numbers of an image batch on a GPU from which cuBLAS computes the products
 
 
 # ---------------------------------------------------------------------------------------------- reference
@@ -138,6 +140,13 @@ def _blocks(*dims):
     return lambda s: min(-(-int(np.prod([s[d] for d in dims], dtype=np.int64)) // 128), 1 << 30)
 
 
+def _tolerance(expected, dtype):
+    """The error of Winograd's algorithm, 4e-6 of the largest number, and as much of it in a slope (|f''| <= 1)."""
+    largest = np.abs(expected[0]).max(initial=0)
+    share = 1e-12 if dtype == np.float64 else 4e-6
+    return share * largest, share * max(1.0, largest)
+
+
 conv_kernel = kernel.register(
     "conv",
     "x[n,f,h,w,c] weight[j,k,l,c,d] bias[d] stride:int pad:int activation:int -> out[n,o,p,q,d] slope[s]",
@@ -147,6 +156,7 @@ conv_kernel = kernel.register(
     sample=_sample(x="nfhwc", weight="jklcd", bias="d"),
     cases=_CASES,
     bench=_BENCH,
+    tolerance=_tolerance,
 )
 input_gradient_kernel = kernel.register(
     "conv_input_gradient",
@@ -207,7 +217,7 @@ def _conv(x: Array, weight: Array, bias: Array, *, stride: int, pad: int, activa
     xp = backend.module(x, weight, name="conv")
     out = xp.empty((len(x), *out_size, weight.shape[-1]), x.dtype)
     slope = xp.empty(out.size if record and activation is not None else 0, x.dtype)
-    conv_kernel(planes(x), planes(weight, 0), bias, stride, pad, code(activation), out=(planes(out), slope))
+    _forward(planes(x), planes(weight, 0), bias, stride, pad, code(activation), planes(out), slope)
     return out, (x, weight, slope, stride, pad)
 
 
@@ -218,16 +228,38 @@ def _(saved: tuple, g: Array) -> tuple:
 
     def input_gradient() -> Array:
         out = xp.empty(x.shape, x.dtype)
-        input_gradient_kernel(g, slope, planes(weight, 0), stride, pad, out=planes(out))
+        _input_gradient(g, slope, planes(weight, 0), stride, pad, planes(out))
         return out
 
     @cache
     def parameters() -> tuple[Array, Array]:  # both come from one pass over the pixels
         out = xp.empty(weight.shape, x.dtype), xp.empty(weight.shape[-1], x.dtype)
-        weight_gradient_kernel(planes(x), g, slope, stride, pad, out=(planes(out[0], 0), out[1]))
+        _weight_gradient(planes(x), g, slope, stride, pad, planes(out[0], 0), out[1])
         return out
 
     return input_gradient, lambda: parameters()[0], lambda: parameters()[1]
+
+
+def _forward(x, weight, bias, stride, pad, activation, out, slope):
+    """On a GPU by cuBLAS, where it has enough to do for one product per tap; else by the kernel."""
+    if backend.is_gpu(x) and x.size >= BLAS_FROM:
+        blas.forward(x, weight, bias, stride, pad, activation, out, slope)
+    else:
+        conv_kernel(x, weight, bias, stride, pad, activation, out=(out, slope))
+
+
+def _input_gradient(gradient, slope, weight, stride, pad, out):
+    if backend.is_gpu(gradient) and out.size >= BLAS_FROM:
+        blas.input_gradient(blas.sloped(gradient, slope), weight, stride, pad, out)
+    else:
+        input_gradient_kernel(gradient, slope, weight, stride, pad, out=out)
+
+
+def _weight_gradient(x, gradient, slope, stride, pad, weight, bias):
+    if backend.is_gpu(x) and x.size >= BLAS_FROM:
+        blas.weight_gradient(x, blas.sloped(gradient, slope), stride, pad, weight, bias)
+    else:
+        weight_gradient_kernel(x, gradient, slope, stride, pad, out=(weight, bias))
 
 
 def planes(a: Array, axis: int = 1) -> Array:

@@ -22,7 +22,7 @@ import numpy as np
 from numba import get_num_threads, prange
 
 from .activation import activate
-from .simd import blocks, copy, frozen, njit, pack, product
+from .simd import blocks, copy, frozen, link, njit, pack, product
 
 STRIP = 200_000  # bytes of scratch per strip: input and output stay in the second-level cache
 SHORT_STRIP = 60_000  # the same where the scratch is read many times
@@ -148,6 +148,7 @@ def _forward(x, packed, bias, taps, stride, pad, activation, widths, threads, ou
 
 def forward(x, weight, bias, stride, pad, activation, out, slope):
     """`conv` of the module `conv`."""
+    link()
     widths = blocks(bias.size)
     filled_bias = np.zeros(widths.sum(), x.dtype)
     filled_bias[: bias.size] = bias
@@ -237,6 +238,7 @@ def _input_gradient(gradient, slope, packed, taps, stride, pad, widths, threads,
 
 def input_gradient(gradient, slope, weight, stride, pad, out):
     """`conv_input_gradient` of the module `conv`."""
+    link()
     c = weight.shape[3]
     widths, steps = blocks(c), range(stride)
     residues = (weight[z::stride, y::stride, x::stride][:, :, ::-1] for z in steps for y in steps for x in steps)
@@ -321,4 +323,5 @@ def _weight_gradient(x, gradient, slope, stride, pad, widths, weight, bias):
 
 def weight_gradient(x, gradient, slope, stride, pad, weight, bias):
     """`conv_weight_gradient` of the module `conv`."""
+    link()
     _weight_gradient(frozen(x), frozen(gradient), slope, stride, pad, blocks(bias.size), weight, bias)

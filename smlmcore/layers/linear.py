@@ -16,7 +16,7 @@ from numba import prange
 from .. import backend
 from ..autograd import op
 from ..backend import Array
-from .simd import WIDEST, blocks, copy, frozen, njit, pack, product
+from .simd import WIDEST, blocks, copy, frozen, link, njit, pack, product
 
 ROWS = 48  # rows of the result that a thread takes at a time
 
@@ -57,6 +57,7 @@ def matmul(a: Array, b: Array, bias: Array | None = None) -> Array:
         return a @ b if bias is None else a @ b + bias
     if not (a.flags.c_contiguous or a.flags.f_contiguous):
         a = np.ascontiguousarray(a)
+    link()
     columns = b.shape[1]
     widths = blocks(columns)
     init = np.zeros(widths.sum(), a.dtype)

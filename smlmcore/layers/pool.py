@@ -19,7 +19,7 @@ from numba.extending import overload
 from .. import backend, kernel
 from ..autograd import op, ops
 from ..backend import Array
-from .simd import elementwise, frozen, njit, separable
+from .simd import at, elementwise, frozen, njit, separable
 
 
 # ---------------------------------------------------------------------------------------------- reference
@@ -72,7 +72,7 @@ def _gradient_row(x, s, row, out, t, gradient, dx, pixels, c):
 def _(x, s, row, out, t, pixels, c):
     def single(x, s, row, out, t, pixels, c):
         for i in range(pixels):
-            _largest_2x2(x, s + 2 * i * c, row, c, out, t + i * c, 0, 0, c)
+            _largest_2x2(at(x, s + 2 * i * c), row, c, at(out, t + i * c), 0, 0, c)
 
     return single if x.dtype == types.float32 else lambda x, s, row, out, t, pixels, c: None
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.core.registry import cpu_target
@@ -39,7 +39,7 @@ COSTS = {48: 3.0, 32: 2.0, 24: 1.55, 16: 1.15, 8: 0.7} if AVX512 else {24: 3.0, 
 WIDEST = max(HEIGHTS)
 
 _FLOAT, _INT, _SHORT = ir.FloatType(), ir.IntType(64), ir.IntType(32)
-SHARED = ("simd", "activation", "direct")  # files whose functions are compiled into those of other files
+SHARED = ("simd", "activation", "direct", "winograd")  # files whose functions are compiled into those of other files
 DIGEST = hashlib.sha256(b"".join(Path(__file__).with_stem(f).read_bytes() for f in SHARED)).hexdigest()[:8]
 
 
@@ -55,6 +55,52 @@ def njit(**options: Any) -> Callable[[Callable], Any]:
         return numba.njit(cache=True, nogil=True, **options)(function)
 
     return decorate
+
+
+SINGLE, WHOLE = types.CPointer(types.float32), types.int64  # types of addresses and counts, for `shared`
+_links: list[Callable[[], Any]] = []
+
+
+def shared(signature: Any) -> Callable[[Callable], Any]:
+    """Compile a function once for all compiled functions that call it, instead of into each of them.
+
+    They call it by a symbol, which exists after `link()`: to be called before any of them.
+    """
+
+    def decorate(function: Callable) -> Any:
+        symbol = f"smlmcore_{function.__name__}_{DIGEST}"
+        function.__qualname__ = symbol
+
+        @cache
+        def link() -> Any:
+            compiled = numba.cfunc(signature, cache=True)(function)
+            binding.add_symbol(symbol, compiled.address)
+            return compiled  # kept by the cache
+
+        _links.append(link)
+        return types.ExternalFunction(symbol, signature)
+
+    return decorate
+
+
+def link() -> None:
+    """Compile the `shared` functions, or load them from numba's cache; at once the second time."""
+    for one in _links:
+        one()
+
+
+@intrinsic
+def at(typing, array, offset):
+    """Address of element `offset` of a flat array, or of the numbers at another address."""
+    pointer = array if isinstance(array, types.CPointer) else types.CPointer(array.dtype)
+
+    def codegen(context, b, signature, args):
+        first = (
+            args[0] if isinstance(array, types.CPointer) else context.make_array(array)(context, b, value=args[0]).data
+        )
+        return b.gep(first, [args[1]])
+
+    return pointer(array, types.int64), codegen
 
 
 def blocks(columns: int) -> np.ndarray:
@@ -119,7 +165,8 @@ def _pack(matrix, widths):
 
 
 def _tile(rows: int, width: int):
-    """The intrinsic for `rows` rows by `width` columns: the arguments of `product` without the first and last.
+    """The intrinsic for `rows` rows by `width` columns: (x, weight, out, init, table, count, strides), as in `product`,
+    but with addresses for an array and its offset.
 
     The columns are cut into vectors.  A half vector at the end holds two neighbouring rows, if there is an even number
     of them: 24 columns then take three registers for two rows, not four.
@@ -130,14 +177,10 @@ def _tile(rows: int, width: int):
     columns = [(8 * sum(n // 8 for n in lanes[:i]), n, n < VECTOR and rows % 2 == 0) for i, n in enumerate(lanes)]
 
     def codegen(context, b, signature, args):
-        def data(index):  # pointer to element args[index + 1] of the array args[index]
-            array = context.make_array(signature.args[index])(context, b, value=args[index])
-            return b.gep(array.data, [args[index + 1]])
-
         def constant(value):
             return ir.Constant(_INT, value)
 
-        def at(pointer, *offsets):
+        def offset(pointer, *offsets):
             for o in offsets:
                 pointer = b.gep(pointer, [constant(o) if isinstance(o, int) else o])
             return pointer
@@ -159,10 +202,7 @@ def _tile(rows: int, width: int):
             kind = ir.FunctionType(x.type, [x.type] * 3)
             return b.call(cgutils.get_or_insert_function(b.module, kind, f"llvm.fmuladd.v{x.type.count}f32"), [x, y, z])
 
-        x, weight, out, init = (data(i) for i in (0, 2, 4, 6))
-        length, row, step, weight_step, out_row, init_row = args[9:]
-        table = context.make_array(signature.args[8])(context, b, value=args[8])
-        count = b.extract_value(table.shape, 0)
+        x, weight, out, init, table, count, length, row, step, weight_step, out_row, init_row = args
         if any(paired for *_, paired in columns):
             # Lanes of the second row.  Opaque: of a constant mask LLVM makes a permutation, which takes a multiplier.
             half = ir.IntType(16)
@@ -173,24 +213,24 @@ def _tile(rows: int, width: int):
             for n, size, paired in columns:
                 if paired and m % 2:
                     continue
-                start = load(at(init, b.mul(init_row, constant(m)), n), size)
+                start = load(offset(init, b.mul(init_row, constant(m)), n), size)
                 if paired:
-                    start = shuffle(start, load(at(init, b.mul(init_row, constant(m + 1)), n), size), range(16))
+                    start = shuffle(start, load(offset(init, b.mul(init_row, constant(m + 1)), n), size), range(16))
                 sums[m, n] = cgutils.alloca_once_value(b, start)
         with cgutils.for_range(b, count) as segment:
-            xs = at(x, b.load(at(table.data, segment.index)))
-            ws = at(weight, b.mul(b.mul(segment.index, length), weight_step))
+            xs = offset(x, b.load(offset(table, segment.index)))
+            ws = offset(weight, b.mul(b.mul(segment.index, length), weight_step))
             with cgutils.for_range(b, length) as k:
                 # An empty convergent asm: else LLVM unrolls this loop, hoists the broadcasts and spills the sums.
                 b.asm(ir.FunctionType(ir.VoidType(), []), "", "", [], True).attributes.add("convergent")
-                xk, wk = at(xs, b.mul(k.index, step)), at(ws, b.mul(k.index, weight_step))
-                weights = {n: load(at(wk, n), size) for n, size, _ in columns}
+                xk, wk = offset(xs, b.mul(k.index, step)), offset(ws, b.mul(k.index, weight_step))
+                weights = {n: load(offset(wk, n), size) for n, size, _ in columns}
                 for n, _, paired in columns:
                     if paired:
                         weights[n] = shuffle(weights[n], weights[n], [*range(8), *range(8)])
                 pair = 2 if any(paired for *_, paired in columns) else 1
                 for m in range(0, rows, pair):
-                    scalars = [b.load(at(xk, b.mul(row, constant(m + i)))) for i in range(pair)]
+                    scalars = [b.load(offset(xk, b.mul(row, constant(m + i)))) for i in range(pair)]
                     wide = [broadcast(v, VECTOR) for v in scalars]
                     for n, size, paired in columns:
                         if paired:
@@ -205,16 +245,14 @@ def _tile(rows: int, width: int):
             for m in range(0, rows, 2 if paired else 1):
                 total = b.load(sums[m, n])
                 if paired:
-                    store(shuffle(total, total, range(8, 16)), at(out, b.mul(out_row, constant(m + 1)), n))
+                    store(shuffle(total, total, range(8, 16)), offset(out, b.mul(out_row, constant(m + 1)), n))
                     total = shuffle(total, total, range(8))
-                store(total, at(out, b.mul(out_row, constant(m)), n))
+                store(total, offset(out, b.mul(out_row, constant(m)), n))
         return context.get_dummy_value()
 
     @intrinsic
-    def tile(typing, x, x0, weight, w, out, o, init, i, segments, length, row, step, weight_step, out_row, init_row):
-        integer = types.int64
-        arrays = (t for a in (x, weight, out, init) for t in (a, integer))
-        return types.void(*arrays, segments, *[integer] * 6), codegen
+    def tile(typing, x, weight, out, init, table, count, length, row, step, weight_step, out_row, init_row):
+        return types.void(x, weight, out, init, table, *[types.int64] * 7), codegen
 
     return tile
 
@@ -271,11 +309,6 @@ def _in_lanes(context, b, count, body):
     return context.get_dummy_value()
 
 
-def _pointers(context, b, signature, args, pairs):
-    """Addresses of the elements args[j] of the flat arrays args[i], for each (i, j)."""
-    return [b.gep(context.make_array(signature.args[i])(context, b, value=args[i]).data, [args[j]]) for i, j in pairs]
-
-
 def _vector_at(b, pointer, first, kind):
     return b.bitcast(b.gep(pointer, [first]), kind.as_pointer())
 
@@ -283,13 +316,13 @@ def _vector_at(b, pointer, first, kind):
 def separable(function: Callable[..., Sequence[Vector]], inputs: int):
     """The intrinsic that applies `function`, `inputs` vectors to some others, along both axes of a grid of vectors.
 
-    It is called as (source, s, source_row, source_column, target, t, target_row, target_column, count): of flat float32
-    arrays, source[s + i·source_row + j·source_column + k] is element (i, j) of the grid number k < count, a multiple
-    of 8, and the result goes to `target` likewise.
+    It is called as (source, source_row, source_column, target, target_row, target_column, count): of addresses of
+    float32 numbers, source[i·source_row + j·source_column + k] is element (i, j) of the grid number k < count, a
+    multiple of 8, and the result goes to `target` likewise.
     """
 
     def codegen(context, b, signature, args):
-        source, target = _pointers(context, b, signature, args, [(0, 1), (4, 5)])
+        source, *source_steps, target, target_row, target_column, total = args
 
         def element(pointer, first, row, column, i, j, kind):
             for step, times in ((row, i), (column, j)):
@@ -299,20 +332,20 @@ def separable(function: Callable[..., Sequence[Vector]], inputs: int):
         def body(first, lanes):
             kind, every = ir.VectorType(_FLOAT, lanes), range(inputs)
             grid = [
-                [Vector(b, b.load(element(source, first, *args[2:4], i, j, kind), align=4)) for i in every]
+                [Vector(b, b.load(element(source, first, *source_steps, i, j, kind), align=4)) for i in every]
                 for j in every
             ]
             grid = list(zip(*(function(*column) for column in grid), strict=True))
             for i, row in enumerate(grid):
                 for j, vector in enumerate(function(*row)):
-                    b.store(vector.value, element(target, first, *args[6:8], i, j, kind), align=4)
+                    b.store(vector.value, element(target, first, target_row, target_column, i, j, kind), align=4)
 
-        return _in_lanes(context, b, args[8], body)
+        return _in_lanes(context, b, total, body)
 
     @intrinsic
-    def transform(typing, source, s, source_row, source_column, target, t, target_row, target_column, count):
+    def transform(typing, source, source_row, source_column, target, target_row, target_column, count):
         integer = types.int64
-        return types.void(source, *[integer] * 3, target, *[integer] * 4), codegen
+        return types.void(source, integer, integer, target, *[integer] * 3), codegen
 
     return transform
 
@@ -352,8 +385,8 @@ def _strip(width: int):
     height = HEIGHTS[width]
     high, four, one = _tile(height, width), _tile(4, width), _tile(1, width)
 
-    @numba.njit(nogil=True)
-    def strip(x, x0, weight, w, out, o, init, i, table, length, row, step, weight_step, out_row, init_row, rows):
+    @numba.njit
+    def strip(x, weight, out, init, table, count, length, row, step, weight_step, out_row, init_row, rows):
         m = 0
         while m < rows:
             left = rows - m
@@ -363,28 +396,28 @@ def _strip(width: int):
                 elif left < 4 <= rows:
                     left = 4
                 m = rows - left
-            a, b, c = x0 + m * row, o + m * out_row, i + m * init_row
+            a, b, c = at(x, m * row), at(out, m * out_row), at(init, m * init_row)
             if left >= height:
-                high(x, a, weight, w, out, b, init, c, table, length, row, step, weight_step, out_row, init_row)
+                high(a, weight, b, c, table, count, length, row, step, weight_step, out_row, init_row)
                 m += height
             elif left >= 4:
-                four(x, a, weight, w, out, b, init, c, table, length, row, step, weight_step, out_row, init_row)
+                four(a, weight, b, c, table, count, length, row, step, weight_step, out_row, init_row)
                 m += 4
             else:
-                one(x, a, weight, w, out, b, init, c, table, length, row, step, weight_step, out_row, init_row)
+                one(a, weight, b, c, table, count, length, row, step, weight_step, out_row, init_row)
                 m += 1
 
     return strip
 
 
 def _choice(widths: tuple[int, ...]):
-    """`product` in vector IR, for float32 and blocks of any of `widths`."""
+    """`product` in vector IR for blocks of any of `widths`."""
     own, strip = widths[0], _strip(widths[0])
-    other = _choice(widths[1:]) if len(widths) > 1 else None
-    if other is None:
-        return numba.njit(nogil=True)(lambda width, *arguments: strip(*arguments))
+    if len(widths) == 1:
+        return numba.njit(lambda width, *arguments: strip(*arguments))
+    other = _choice(widths[1:])
 
-    @numba.njit(nogil=True)
+    @numba.njit
     def choice(width, *arguments):
         if width == own:
             strip(*arguments)
@@ -394,11 +427,20 @@ def _choice(widths: tuple[int, ...]):
     return choice
 
 
-_vectors = _choice(tuple(HEIGHTS))
+_any_width = _choice(tuple(HEIGHTS))
+
+
+@shared(types.void(WHOLE, *[SINGLE] * 4, types.CPointer(WHOLE), *[WHOLE] * 8))
+def matrix_product(width, x, weight, out, init, table, count, length, row, step, weight_step, out_row, init_row, rows):
+    _any_width(width, x, weight, out, init, table, count, length, row, step, weight_step, out_row, init_row, rows)
 
 
 def vectors(width, x, x0, weight, w, out, o, init, i, table, length, row, step, weight_step, out_row, init_row, rows):
-    _vectors(width, x, x0, weight, w, out, o, init, i, table, length, row, step, weight_step, out_row, init_row, rows)
+    """`product` in vector IR, for float32."""
+    matrix_product(
+        width, at(x, x0), at(weight, w), at(out, o), at(init, i), at(table, 0), table.size,
+        length, row, step, weight_step, out_row, init_row, rows,
+    )  # fmt: skip
 
 
 def plain(width, x, x0, weight, w, out, o, init, i, table, length, row, step, weight_step, out_row, init_row, rows):

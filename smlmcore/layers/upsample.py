@@ -20,7 +20,7 @@ from .. import backend, kernel
 from ..autograd import op
 from ..backend import Array
 from .direct import move
-from .simd import frozen, njit, separable
+from .simd import at, frozen, njit, separable
 
 
 # ---------------------------------------------------------------------------------------------- reference
@@ -54,7 +54,7 @@ def _shrink(gradient, s, row, column, dx, t, pixels, c):
 def _(x, s, out, t, row, column, pixels, c):
     def single(x, s, out, t, row, column, pixels, c):
         for i in range(pixels):
-            _double_2d(x, s + i * c, 0, 0, out, t + 2 * i * column, row, column, c)
+            _double_2d(at(x, s + i * c), 0, 0, at(out, t + 2 * i * column), row, column, c)
 
     return single if x.dtype == types.float32 else lambda x, s, out, t, row, column, pixels, c: None
 
@@ -63,7 +63,7 @@ def _(x, s, out, t, row, column, pixels, c):
 def _(gradient, s, row, column, dx, t, pixels, c):
     def single(gradient, s, row, column, dx, t, pixels, c):
         for i in range(pixels):
-            _sum_2d(gradient, s + 2 * i * column, row, column, dx, t + i * c, 0, 0, c)
+            _sum_2d(at(gradient, s + 2 * i * column), row, column, at(dx, t + i * c), 0, 0, c)
 
     return single if dx.dtype == types.float32 else lambda gradient, s, row, column, dx, t, pixels, c: None
 

@@ -19,12 +19,13 @@ Rows of tiles are worked on one group at a time, such that everything stays in t
 
 from __future__ import annotations
 
+import numba
 import numpy as np
-from numba import get_num_threads, prange
+from numba import get_num_threads, prange, types
 
 from .activation import activate
 from .direct import border, ceil, fill, move
-from .simd import WIDEST, blocks, frozen, njit, product, separable
+from .simd import SINGLE, WHOLE, WIDEST, at, blocks, frozen, link, njit, product, separable, shared
 
 A, B = 3 / 4, 3 / 2  # the points; 0 and infinity besides
 AA, BB = A * A, B * B
@@ -83,8 +84,52 @@ def _collect(m0, m1, m2, m3, m4, m5):
     return (1 / (AA * BB)) * m0 + even_a + even_b, odd_a + odd_b, AA * even_a + BB * even_b + m5
 
 
-_input_2d, _output_2d, _spread_2d = separable(_input, 6), separable(_output, 6), separable(_spread, 4)
-_filter_2d, _collect_2d = separable(_filter, 3), separable(_collect, 6)
+_GRIDS = types.void(*[SINGLE, WHOLE, WHOLE, WHOLE] * 2, WHOLE, WHOLE)  # arguments of the functions that follow
+
+
+def _tiles(function, inputs):
+    """`function` along both axes of `tiles` grids, whose first elements are `step` numbers apart."""
+    transform = separable(function, inputs)
+
+    @numba.njit
+    def run(source, source_row, source_column, source_step, target, row, column, step, count, tiles):
+        for tile in range(tiles):
+            transform(
+                at(source, tile * source_step), source_row, source_column, at(target, tile * step), row, column, count
+            )
+
+    return run
+
+
+_input_any, _output_any, _spread_any = _tiles(_input, 6), _tiles(_output, 6), _tiles(_spread, 4)
+_filter_any, _collect_any = _tiles(_filter, 3), _tiles(_collect, 6)
+
+
+@shared(_GRIDS)
+def input_tiles(source, source_row, source_column, source_step, target, row, column, step, count, tiles):
+    _input_any(source, source_row, source_column, source_step, target, row, column, step, count, tiles)
+
+
+@shared(_GRIDS)
+def output_tiles(source, source_row, source_column, source_step, target, row, column, step, count, tiles):
+    _output_any(source, source_row, source_column, source_step, target, row, column, step, count, tiles)
+
+
+@shared(_GRIDS)
+def spread_tiles(source, source_row, source_column, source_step, target, row, column, step, count, tiles):
+    _spread_any(source, source_row, source_column, source_step, target, row, column, step, count, tiles)
+
+
+@shared(_GRIDS)
+def filter_tiles(source, source_row, source_column, source_step, target, row, column, step, count, tiles):
+    _filter_any(source, source_row, source_column, source_step, target, row, column, step, count, tiles)
+
+
+@shared(_GRIDS)
+def collect_tiles(source, source_row, source_column, source_step, target, row, column, step, count, tiles):
+    _collect_any(source, source_row, source_column, source_step, target, row, column, step, count, tiles)
+
+
 # The values at the points of a polynomial whose coefficients are all 1: what a bias adds before the output transform.
 _ONES = np.linalg.pinv(np.array(_output(*np.eye(6)))) @ np.ones(4)
 BIAS = np.outer(_ONES, _ONES).ravel().astype(np.float32)
@@ -125,7 +170,8 @@ def _filters(weight, back, widths):
                     else:
                         taps[tap * width + i] = weight[z, y, x, channel, column + i]
             plane = kz * c * width
-            _filter_2d(taps, 0, 3 * width, width, packed, column * TAPS * kz * c + row * width, 6 * plane, plane, width)
+            start = column * TAPS * kz * c + row * width
+            filter_tiles(at(taps, 0), 3 * width, width, 0, at(packed, start), 6 * plane, plane, 0, width, 1)
             column += width
     return packed
 
@@ -149,8 +195,7 @@ def _transformed(images, factors, shape, z, top, left, inside, c, scratch, pitch
     """Transform the row of tiles whose first input row is `top` in image plane z: `tiles` grids into values[v:]."""
     _, _, h, w, _ = shape
     fill(images, factors, z * h * w * c, h, w * c, inside, scratch, 0, top, 6, 1, pitch * c, left * c)
-    for tile in range(tiles):
-        _input_2d(scratch, TILE * tile * c, pitch * c, c, values, v + tile * c, 6 * plane, plane, c)
+    input_tiles(at(scratch, 0), pitch * c, c, TILE * c, at(values, v), 6 * plane, plane, c, c, tiles)
 
 
 @njit()
@@ -186,16 +231,15 @@ def _forward_groups(groups, size, rows, x, factors, packed, init, kz, pz, pad, a
                 )  # fmt: skip
             for row in range(first, last):
                 target, y = row // down, row % down * TILE
-                for tile in range(across):
-                    xx, at = TILE * tile, ((row - first) * across + tile) * width
-                    start = ((target * p + y) * q + xx) * d + column
-                    if y + TILE <= p and xx + TILE <= q:
-                        _output_2d(sums, at, 6 * plane, plane, results, start, q * d, d, width)
-                    else:
-                        _output_2d(sums, at, 6 * plane, plane, tile_out, 0, TILE * width, width, width)
-                        for r in range(min(TILE, p - y)):
-                            pixels = min(TILE, q - xx)
-                            move(tile_out, r * TILE * width, width, results, start + r * q * d, d, width, pixels)
+                start, sums_at = ((target * p + y) * q) * d + column, at(sums, (row - first) * across * width)
+                whole = q // TILE if y + TILE <= p else 0  # tiles that lie in the image: written to their place
+                output_tiles(sums_at, 6 * plane, plane, width, at(results, start), q * d, d, TILE * d, width, whole)
+                for tile in range(whole, across):
+                    source = at(sums_at, tile * width)
+                    output_tiles(source, 6 * plane, plane, 0, at(tile_out, 0), TILE * width, width, 0, width, 1)
+                    for r in range(min(TILE, p - y)):
+                        to, pixels = start + r * q * d + TILE * tile * d, min(TILE, q - TILE * tile)
+                        move(tile_out, r * TILE * width, width, results, to, d, width, pixels)
             column += width
         for row in range(first, last):
             target, y = row // down, row % down * TILE
@@ -217,6 +261,7 @@ def _forward(x, factors, packed, init, kz, pz, pad, activation, widths, threads,
 
 
 def _run(x, factors, weight, back, bias, pz, pad, activation, out, slope):
+    link()
     widths = blocks(out.shape[4])
     init = np.outer(BIAS, bias).ravel()
     packed = _filters(frozen(weight), back, widths)
@@ -279,12 +324,10 @@ def _weight_part(first, last, x, gradient, slope, kz, pz, pad, size, column, wid
             product(
                 width, one, 0, lines, 0, bias, b, bias, b, whole, TILE * TILE * across, 0, 0, width, width, width, 1
             )
-            for tile in range(across):
-                at = ((row - group) * across + tile) * width
-                _spread_2d(
-                    lines, TILE * tile * width, TILE * across * width, width,
-                    spread, at, 6 * plane, plane, width,
-                )  # fmt: skip
+            spread_tiles(
+                at(lines, 0), TILE * across * width, width, TILE * width,
+                at(spread, (row - group) * across * width), 6 * plane, plane, width, width, across,
+            )  # fmt: skip
         for i in range(kz):
             for row in range(group, end):
                 target, top = row // down, row % down * TILE - pad
@@ -335,7 +378,7 @@ def _weight_gradient(x, gradient, slope, pad, widths, weight, bias):
                         value += total[part * block + start + i]
                     sums[k * width + i] = value
             target = (z * 9 * c + channel) * d + column
-            _collect_2d(sums, 0, 6 * width, width, flat, target, 3 * c * d, c * d, width)
+            collect_tiles(at(sums, 0), 6 * width, width, 0, at(flat, target), 3 * c * d, c * d, 0, width, 1)
     for i in range(d):
         value = x.dtype.type(0)
         for part in range(parts):
@@ -345,4 +388,5 @@ def _weight_gradient(x, gradient, slope, pad, widths, weight, bias):
 
 def weight_gradient(x, gradient, slope, pad, weight, bias):
     """`conv_weight_gradient` of the module `conv`."""
+    link()
     _weight_gradient(frozen(x), frozen(gradient), frozen(slope), pad, blocks(bias.size), weight, bias)
