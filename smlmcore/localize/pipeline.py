@@ -21,6 +21,7 @@ from .cut import cut
 from .detect import detect, isolated
 from .evaluate import evaluate
 from .render import render
+from .source import known_camera
 
 OUTPUTS = ("localizations.hdf5", "localizations.yaml", "localizations.csv", "model.npz", "report.json", "report.png")
 TRAINING_STEPS = 1400  # enough for the encoder to reach the bound on a movie of any length
@@ -130,18 +131,6 @@ def check_folder(out: str | PathLike[str], overwrite: bool) -> Path:
     if there and not overwrite:
         raise data.DataError(f"{folder} holds {there[0]} already; choose another folder or pass --overwrite")
     return folder
-
-
-def known_camera(movie: data.Movie, given: Mapping[str, float | None]) -> Camera:
-    """Camera from the movie's metadata and the settings `given`, which win; an error names what is missing."""
-    settings = {**movie.camera, **{k: v for k, v in given.items() if v is not None}}
-    missing = [f"--{name.replace('_', '-')}" for name in ("offset", "gain", "pixel_size") if settings.get(name) is None]
-    if missing:
-        raise data.DataError(
-            f"the camera is unknown: the file's metadata does not say {', '.join(missing)}; pass "
-            "--offset (counts), --gain (electrons per count), --read-noise (electrons, default 0), --pixel-size (µm)"
-        )
-    return Camera(**settings)
 
 
 def find_spots(movie: data.Movie, camera: Camera, box: int, sigma: float, threshold: float, quiet: bool) -> Spots:
