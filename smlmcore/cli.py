@@ -127,7 +127,7 @@ def _localize_parser(commands: Any) -> None:
     _number(p, "--sigma", float, "width of the PSF, pixels (default: found out from the movie)")
     _number(p, "--box", int, "odd side of the images that are fitted, pixels (default: by sigma)")
     _number(p, "--threshold", float, "least height of a spot, standard deviations of the noise")
-    _number(p, "--false-positives", float, "instead: peaks of mere noise in each frame (default: 0.05)")
+    _number(p, "--false-positives", float, "instead: peaks of mere noise in each frame (default: 0.01)")
     _number(p, "--gap", int, "dark frames within an event (default: 1)")
     _number(p, "--zoom", float, "pixels of the image for each pixel of the camera (default: 8)")
     p.add_argument("--no-drift", dest="undrift", action="store_const", const=False, help="do not correct the drift")

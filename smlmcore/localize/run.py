@@ -85,7 +85,7 @@ def run(
     sigma: float | None = None,
     box: int | None = None,
     threshold: float | None = None,
-    false_positives: float = 0.05,
+    false_positives: float = 0.01,
     gap: int = 1,
     undrift: bool = True,
     marks: Sequence[Sequence[float]] | None = None,
@@ -240,7 +240,7 @@ def localize_frames(
     sigma: float = SIGMA,
     box: int | None = None,
     threshold: float | None = None,
-    false_positives: float = 0.05,
+    false_positives: float = 0.01,
     saturated: np.ndarray | None = None,
 ) -> np.ndarray:
     """All molecules in `frames` (n, h, w) of photoelectrons: a table, sorted by frame, y, x.
@@ -382,7 +382,9 @@ def finish(source, table, report, undrift, marks, gap, zoom, lap) -> Found:
             }
         else:
             path = None
-            report["warnings"].append("too few localizations to estimate the drift; it is not corrected")
+            report["warnings"].append(
+                "the drift is not corrected: the localizations are too few, or show no structure that is seen again"
+            )
     lap("drift")
     events, _ = link(corrected, gap)
     on = on_time(events, frames)
