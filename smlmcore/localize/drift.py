@@ -32,6 +32,7 @@ FINE = (3.0, 1.5, 1.2, 1.2)  # cell sizes of the refinement in units of the loca
 CELLS = 1 << 25  # of the grid, at most
 BANDS = 32  # of rows of the grid, for threads
 BLOCK = 4096  # localizations that a thread takes at a time
+CONTRAST = 0.1  # of the density, below which there is nothing that was seen again; see _refine
 FLOOR = 0.05  # density, in units of a localization per cell, below which there is nothing to compare with
 
 
@@ -54,8 +55,8 @@ def drift(table: np.ndarray, frames: int | None = None) -> Drift:
     """Drift of each frame of `table` (frame, x, y, lpx, lpy and perhaps z, lpz), from the localizations themselves.
 
     `frames`: number of frames from 0, default up to the last row's.  Rows with a NaN, or a frame outside, are left
-    out.  Needs structure that is seen again and again; the standard errors say how well it was.  With fewer than 100
-    localizations the drift is zero and its error infinite.
+    out.  Needs structure that is seen again and again; the standard errors say how well it was.  Where there is none,
+    or with fewer than 100 localizations, the drift is zero and its error infinite.
 
     >>> rng = np.random.default_rng(0)
     >>> frame = np.repeat(np.arange(500), 20); site = rng.uniform(3, 29, (2, 200))[:, rng.integers(0, 200, 10_000)]
@@ -72,9 +73,9 @@ def drift(table: np.ndarray, frames: int | None = None) -> Drift:
     frames = int(frame.max(initial=-1)) + 1 if frames is None else int(frames)
     x, y, error = (np.asarray(table[name], np.float32) for name in ("x", "y", "lpx"))
     good = np.isfinite(x) & np.isfinite(y) & (error > 0) & (frame >= 0) & (frame < frames)
+    nothing = Drift(0, *np.zeros((2, frames)), *np.full((2, frames), np.inf))
     if good.sum() < 100:
-        nothing, unknown = np.zeros(frames), np.full(frames, np.inf)
-        return Drift(0, nothing, nothing.copy(), unknown, unknown.copy())
+        return nothing
     if not good.all():
         frame, x, y, error = frame[good], x[good], y[good], error[good]
     width = float(np.median(np.sqrt((error**2 + np.asarray(table["lpy"], np.float32)[good] ** 2) / 2)))
@@ -88,9 +89,11 @@ def drift(table: np.ndarray, frames: int | None = None) -> Drift:
     limit = np.sqrt(float(x.max() + 1) * float(y.max() + 1) / CELLS)
     order = _by_row(y - path[1][frame].astype(np.float32))
     frame, x, y = frame[order].astype(np.int32), x[order], y[order]
-    for factor in FINE:
+    for k, factor in enumerate(FINE):
         cell = max(factor * width, limit)
-        path, variance, step = _refine(frame, x, y, path, count, cell, step)
+        path, variance, step, contrast = _refine(frame, x, y, path, count, cell, step)
+        if k == 0 and contrast < CONTRAST:
+            return nothing
     path -= path.mean(1, keepdims=True)
     errors = np.sqrt(variance)
     z, z_error = (None, None)
@@ -242,7 +245,11 @@ def _by_row(y: np.ndarray) -> np.ndarray:
 
 
 def _refine(frame, x, y, path, count, cell, step):
-    """One step: density, scores, smoother.  Returns drift (2, frames), its variance, and the square of the walk."""
+    """One step: density, scores, smoother.  Returns drift (2, frames), its variance, the square of the walk, contrast.
+
+    The contrast is the mean curvature over the mean square of the scores.  It is 0 where localizations do not know of
+    each other, whatever the density, because the mean of a derivative is; a structure seen again makes it near 1.
+    """
     n, blocks = len(x), -(-len(x) // BLOCK)
     u, v = np.empty_like(x), np.empty_like(y)
     reach = np.empty((blocks, 4), np.float32)
@@ -267,7 +274,7 @@ def _refine(frame, x, y, path, count, cell, step):
         measured = path[axis] + lack
         steps[axis] = _walk(np.flatnonzero(seen), measured[seen], noise[seen], step[axis])
         new[axis], variance[axis] = _smooth(measured, noise, steps[axis])
-    return new, variance, steps
+    return new, variance, steps, float(curvature.sum() / max(square.sum(), 1e-12))
 
 
 def _walk(at: np.ndarray, measured: np.ndarray, noise: np.ndarray, before: float) -> float:

@@ -45,7 +45,7 @@ def find(
     variance: Any = 0.0,
     sigma: float = 1.3,
     threshold: float | None = None,
-    false_positives: float = 0.05,
+    false_positives: float = 0.01,
 ) -> np.ndarray:
     """Peaks of `frames` (n, h, w) of photoelectrons above what is `expected`: a table of frame, x, y, snr.
 

@@ -14,13 +14,14 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import backend, data, fit, plot
-from ..camera import Camera, guess
+from ..camera import Camera
 from ..psf import Gaussian2D
 from ..training import Trainer
 from .cut import cut
 from .detect import detect, isolated
 from .evaluate import evaluate
 from .render import render
+from .source import known_camera
 
 OUTPUTS = ("localizations.hdf5", "localizations.yaml", "localizations.csv", "model.npz", "report.json", "report.png")
 TRAINING_STEPS = 1400  # enough for the encoder to reach the bound on a movie of any length
@@ -132,29 +133,6 @@ def check_folder(out: str | PathLike[str], overwrite: bool) -> Path:
     if there and not overwrite:
         raise data.DataError(f"{folder} holds {there[0]} already; choose another folder or pass --overwrite")
     return folder
-
-
-def known_camera(movie: data.Movie, given: Mapping[str, float | None]) -> tuple[Camera, str]:
-    """Camera from the settings `given`, the movie's metadata, or its noise, in this order; and where it is from.
-
-    Raises `DataError` that names what is missing and why it cannot be guessed.
-    """
-    settings = {**movie.camera, **{k: v for k, v in given.items() if v is not None}}
-    missing = [f"--{name.replace('_', '-')}" for name in ("offset", "gain", "pixel_size") if settings.get(name) is None]
-    known, reason = "the settings given and the file's metadata", ""
-    if missing[:2] == ["--offset", "--gain"]:
-        try:
-            found = guess(movie)
-            settings = {"read_noise": found.read_noise, **settings, "offset": found.offset, "gain": found.gain}
-            missing, known = missing[2:], f"guessed from the noise of the movie: {found}"
-        except ValueError as error:
-            reason = f" ({error})"
-    if missing:
-        raise data.DataError(
-            f"the camera is unknown: the file's metadata does not say {', '.join(missing)}{reason}; pass "
-            "--offset (counts), --gain (electrons per count), --read-noise (electrons, default 0), --pixel-size (µm)"
-        )
-    return Camera(**settings), known
 
 
 def find_spots(movie: data.Movie, camera: Camera, box: int, sigma: float, threshold: float, quiet: bool) -> Spots:
