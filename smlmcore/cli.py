@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = options.pop("run")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
+    before, sys.unraisablehook = sys.unraisablehook, _redeliver
     try:
         run(**options)
     except KeyboardInterrupt:
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{name}{error.strerror or error}", 2)
     except (ValueError, TypeError, RuntimeError) as error:
         return _fail(str(error), 2)
+    finally:
+        sys.unraisablehook = before
     return 0
 
 
@@ -252,6 +255,15 @@ def _summary(report: dict[str, Any], out: Path) -> Iterator[str]:
 def _terminate(*_: object) -> NoReturn:
     """Leave as on Ctrl-C when a scheduler ends the job, so that temporary files are removed."""
     raise SystemExit(128 + signal.SIGTERM)
+
+
+def _redeliver(lost: Any) -> None:
+    """Send a signal again whose exception was lost, as it is when it comes while C code, LLVM say, calls Python."""
+    if issubclass(lost.exc_type, KeyboardInterrupt | SystemExit):
+        number = signal.SIGINT if issubclass(lost.exc_type, KeyboardInterrupt) else signal.SIGTERM
+        threading.Timer(0.01, signal.raise_signal, (number,)).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _fail(message: str, status: int) -> int:
