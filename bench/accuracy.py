@@ -45,7 +45,7 @@ def cells() -> Iterator[Cell]:
     """The grid, each size of box with the widths that fit in it."""
     for size in (7, 11, 15, 21):
         for sigma in SIGMA:
-            if size / 2 >= 1.5 + 2 * sigma or size == 7 and sigma < 1:
+            if size / 2 >= 1.5 + 2 * sigma or (size == 7 and sigma < 1):
                 for variance in (0.0, 500.0):
                     yield from (Cell(n, b, sigma, size, variance) for n in PHOTONS for b in BACKGROUND)
 
@@ -80,11 +80,12 @@ def rows() -> Iterator[Row]:
         begun = time.perf_counter()
         found = measure(cell, SPOTS)
         limit = "1.05" if cell.photons >= 200 else "1.10"
+        scores = " ".join(f"{v:.3f}" for v in found.scores)
         note = (
-            f"signal/noise {signal(cell):.1f}; RMSE/CRLB x {found.rmse[0]:.3f} y {found.rmse[1]:.3f}; variance of z-scores "
-            f"{' '.join(f'{v:.3f}' for v in found.scores)}; converged {found.converged:.4f} at bound {found.at_bound:.4f}"
+            f"signal/noise {signal(cell):.1f}; RMSE/CRLB x {found.rmse[0]:.3f} y {found.rmse[1]:.3f}; "
+            f"variance of z-scores {scores}; converged {found.converged:.4f}, at bound {found.at_bound:.4f}"
         )
-        work = "N {0:g} b {1:g} sigma {2:g} box {3} v 0...{4:g}".format(*cell)
+        work = "N {:g} b {:g} sigma {:g} box {} v 0...{:g}".format(*cell)
         yield Row(work, time.perf_counter() - begun, {}, SPOTS, f"x, y {limit}; z-scores 0.95-1.05", note)
     yield from others()
 

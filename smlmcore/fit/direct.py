@@ -45,7 +45,7 @@ def mle(
     emitters: int | tuple[int, int] | str = 1,
     threads: int | None = None,
     progress: Progress = None,
-    tolerance: float = 0.01,
+    tolerance: float = 0.007,
 ) -> Result:
     """Maximum-likelihood parameters of each image, at the Cramér–Rao bound, with their standard errors.
 
@@ -89,7 +89,7 @@ def lsq(
     max_iterations: int = 20,
     threads: int | None = None,
     progress: Progress = None,
-    tolerance: float = 0.01,
+    tolerance: float = 0.007,
 ) -> Result:
     """Least-squares parameters of each image: sum of weight (data - mu)^2, without weights all pixels alike.
 
