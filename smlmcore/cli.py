@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = options.pop("run")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGINT, _interrupt)
+    before, sys.unraisablehook = sys.unraisablehook, _redeliver
     try:
         run(**options)
     except KeyboardInterrupt:
@@ -46,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{name}{error.strerror or error}", 2)
     except (ValueError, TypeError, RuntimeError) as error:
         return _fail(str(error), 2)
+    finally:
+        if not _stopping.is_set():
+            sys.unraisablehook = before
     return 0
 
 
@@ -383,9 +388,30 @@ def _summary(report: dict[str, Any], out: Path) -> Iterator[str]:
     yield f"files in {out}: " + ", ".join(sorted(p.name for p in out.iterdir()))
 
 
+_stopping = threading.Event()  # a signal has come
+
+
+def _interrupt(*_: object) -> NoReturn:
+    _stopping.set()
+    raise KeyboardInterrupt
+
+
 def _terminate(*_: object) -> NoReturn:
     """Leave as on Ctrl-C when a scheduler ends the job, so that temporary files are removed."""
+    _stopping.set()
     raise SystemExit(128 + signal.SIGTERM)
+
+
+def _redeliver(lost: Any) -> None:
+    """Send a signal again whose exception was lost, as it is when it comes while C code, LLVM say, calls Python.
+
+    Objects that it left half made complain when they are deleted: once a signal has come, nobody needs to know.
+    """
+    if issubclass(lost.exc_type, KeyboardInterrupt | SystemExit):
+        number = signal.SIGINT if issubclass(lost.exc_type, KeyboardInterrupt) else signal.SIGTERM
+        threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, number)).start()
+    elif not _stopping.is_set():
+        sys.__unraisablehook__(lost)
 
 
 def _fail(message: str, status: int) -> int:
