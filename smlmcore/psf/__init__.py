@@ -9,3 +9,5 @@ from .base import PSF
 from .elliptic import EllipticGaussian2D
 from .gaussian import Gaussian2D
 from .pupil import Pupil
+from .retrieval import retrieve
+from .spline import Spline
