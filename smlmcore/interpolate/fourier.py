@@ -18,13 +18,18 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from .. import backend, kernel
 from ..autograd import Tensor, op, ops
 from .bspline import cast, check_zoom
-from .cpu import FAST, U
+from .cpu import FAST
+from .simd import Rows
 
 ROWS = 32  # lines that a thread takes at a time
+LANES = 16
 
 
 def shift(a: Any, shift: Any) -> Any:
@@ -112,6 +117,27 @@ def _circulate(a, k, out):
     out[...] = np.einsum("oij,ojx->oix", k[:, rows % n], a)
 
 
+@intrinsic
+def _line(typing, scalars, s, s_step, vectors, v, v_step, count, out, o):
+    """out[o + i] = sum over j < count of scalars[s + j s_step] vectors[v + j v_step + i] for i < LANES, in a register."""
+
+    def codegen(context, b, signature, args):
+        scalars, s, s_step, vectors, v, v_step, count, out, o = args
+        one = Rows(context, b, signature.args[0], scalars, s, LANES)
+        many = Rows(context, b, signature.args[3], vectors, v, LANES)
+        target = Rows(context, b, signature.args[7], out, o, LANES)
+        total = cgutils.alloca_once_value(b, many.zero)
+        with cgutils.for_range(b, count) as j:
+            value = many.spread(b.load(b.gep(one.start, [b.mul(j.index, s_step)])))
+            row = many.load((b.mul(j.index, v_step), 1))
+            b.store(many.fma(value, row, b.load(total)), total)
+        b.store(b.load(total), target.pointer(), align=target.size)
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(scalars, integer, integer, vectors, *[integer] * 3, out, integer), codegen
+
+
 @numba.njit(cache=True, parallel=True, error_model="numpy", fastmath=FAST)
 def _circulate_cpu(a, k, out):
     o, n, inner = a.shape
@@ -119,26 +145,33 @@ def _circulate_cpu(a, k, out):
     each = o // b  # lines of a with the same kernel
     parts = (each + ROWS - 1) // ROWS
     source, target = a.reshape(-1), out.reshape(-1)
+    width = n if inner == 1 else inner  # of the rows that are made in vectors
     for part in numba.prange(b * parts):
         image, first = part // parts, part % parts * ROWS
         twice = np.empty(2 * n, a.dtype)
-        for j in range(2 * n):
-            twice[j] = k[image, j % n]
+        for j in range(n):
+            twice[j] = twice[n + j] = k[image, j]
         for line in range(image * each + first, image * each + min(first + ROWS, each)):
             start = line * n * inner
-            target[start : start + n * inner] = 0
-            if inner == 1:
-                for j in range(n):
-                    value, at = source[start + j], n - j
-                    for i in range(n):
-                        target[U(start) + U(i)] += value * twice[U(at) + U(i)]
-            else:
-                for i in range(n):
-                    row = start + i * inner
+            for i in range(1 if inner == 1 else n):
+                row = start + i * inner
+                at = 0
+                while at < width and width >= LANES:
+                    at = min(at, width - LANES)  # the last vector overlaps the one before
+                    if inner == 1:
+                        _line(source, start, 1, twice, n + at, -1, n, target, row + at)
+                    else:
+                        _line(twice, n + i, -1, source, start + at, inner, n, target, row + at)
+                    at += LANES
+                while at < width:
+                    total = target.dtype.type(0)
                     for j in range(n):
-                        value, at = twice[n + i - j], start + j * inner
-                        for x in range(inner):
-                            target[U(row) + U(x)] += value * source[U(at) + U(x)]
+                        if inner == 1:
+                            total += source[start + j] * twice[n + at - j]
+                        else:
+                            total += twice[n + i - j] * source[start + j * inner + at]
+                    target[row + at] = total
+                    at += 1
 
 
 def _sample_circulate(rng, o, n, i, b):
