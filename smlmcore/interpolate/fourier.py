@@ -119,7 +119,7 @@ def _circulate(a, k, out):
 
 @intrinsic
 def _line(typing, scalars, s, s_step, vectors, v, v_step, count, out, o):
-    """out[o + i] = sum over j < count of scalars[s + j s_step] vectors[v + j v_step + i] for i < LANES, in a register."""
+    """out[o + i] = sum over j < count of scalars[s + j s_step] vectors[v + j v_step + i] for i < LANES."""
 
     def codegen(context, b, signature, args):
         scalars, s, s_step, vectors, v, v_step, count, out, o = args
