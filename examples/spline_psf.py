@@ -54,10 +54,10 @@ for dimensions, clean in ((2, oblique()), (3, astigmatic.render({**place, "z": z
     for noisy in (False, True):
         images = rng.poisson(clean) if noisy else clean
         if dimensions == 2:
-            draw = renderer.Spline((19, 19), shape)
+            draw = renderer.Spline((17, 17), shape)
             model, prediction, seconds = learn(images, draw, draw.init(rng))
         else:
-            draw = renderer.Spline((13, 19, 19), shape, z_step=0.1)
+            draw = renderer.Spline((13, 17, 17), shape, z_step=0.1)
             model, prediction, seconds = learn(images, draw, draw.init(rng), stage)
         kind = f"{dimensions}-D, {'noisy' if noisy else 'noiseless'}"
         report[kind] = {
