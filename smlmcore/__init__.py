@@ -20,6 +20,7 @@ __all__ = [
     "deconvolution",
     "encoder",
     "fit",
+    "interop",
     "interpolate",
     "kernel",
     "layers",

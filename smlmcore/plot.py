@@ -44,6 +44,60 @@ def report(
     return figure
 
 
+def pupil(psf: Any, shape: tuple[int, int] = (31, 31), planes: int = 5) -> Figure:
+    """What a `psf.Pupil` looks like: magnitude and phase, its Zernike coefficients, xy at `planes` z, and xz.
+
+    >>> from smlmcore import psf
+    >>> len(pupil(psf.Pupil(1.2, 0.6, 1.33, 1.33, 0.1, zernike={(2, 2): 0.5}), (15, 15)).axes) > 5
+    True
+    """
+    from .psf import zernike
+
+    psf, (low, high) = psf.detach(), psf.z_range
+    figure = Figure(figsize=(13, 7.6), layout="constrained")
+    top, bottom = figure.subfigures(2, 1)
+    magnitude, phase, bars = top.subplots(1, 3, width_ratios=[1, 1, 1.6])
+    outside = ~psf.inside
+    shown = {
+        "magnitude": np.ones(outside.shape) if psf.magnitude is None else psf.magnitude,
+        "phase (rad)": psf.aberration(),
+    }
+    for axis, (title, values) in zip((magnitude, phase), shown.items(), strict=True):
+        most = np.abs(values[~outside]).max() or 1
+        limits = {"cmap": "viridis", "vmin": 0} if title == "magnitude" else {"cmap": "RdBu_r", "vmin": -most}
+        image = axis.imshow(np.ma.masked_where(outside, values), vmax=most, extent=(-1, 1, 1, -1), **limits)
+        figure.colorbar(image, ax=axis, shrink=0.8)
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+        axis.set_title(title, color=INK)
+    names = zernike.label(psf.modes)
+    bars.barh(range(len(names)), psf.zernike, color=np.where(psf.zernike < 0, SECOND, ACCENT))
+    bars.set(yticks=range(len(names)), yticklabels=names, xlabel="coefficient (rad RMS)")
+    bars.invert_yaxis()
+    bars.axvline(0, color=FAINT, lw=0.8)
+    bars.set_title("Zernike coefficients", color=INK)
+    bars.spines[["top", "right"]].set_visible(False)
+
+    axes = bottom.subplots(1, planes + 1, width_ratios=[1] * planes + [1.3])
+    z = np.linspace(low, high, 41)
+    volume = psf.volume(z, shape)
+    for axis, i in zip(axes, np.linspace(0, len(z) - 1, planes).round().astype(int), strict=False):
+        axis.imshow(volume[i], cmap="inferno", vmin=0)
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(f"z = {z[i]:+.2f} µm", color=INK)
+    half = (shape[1] - 1) / 2 * psf.pixel_size
+    axes[-1].imshow(
+        volume[:, shape[0] // 2],
+        cmap="inferno",
+        vmin=0,
+        origin="lower",
+        extent=(-half, half, low, high),
+        aspect="equal",
+    )
+    axes[-1].set(xlabel="x (µm)", ylabel="z (µm)")
+    return figure
+
+
 def _samples(figure: Any, images: np.ndarray, prediction: np.ndarray, read_noise: float) -> None:
     """Three rows: data, prediction, and residual in units of its standard deviation."""
     residual = (images - prediction) / np.sqrt(prediction + read_noise**2)
@@ -58,6 +112,33 @@ def _samples(figure: Any, images: np.ndarray, prediction: np.ndarray, read_noise
         axis.spines[:].set_visible(False)
     for axis, label in zip(axes[:, 0], ("data", "prediction", "residual / σ"), strict=True):
         axis.set_ylabel(label, color=INK)
+
+
+def calibration(psf: Any, depth: np.ndarray, bound: np.ndarray, z: np.ndarray, error: np.ndarray) -> Figure:
+    """A PSF at seven depths, its bound at 1000 photons over `depth` (um), and the `error` in `z` of its own beads."""
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.0, 1.3])
+    side, shown = 21, np.linspace(*psf.z_range, 9)[1:-1]
+    middle = (side - 1) / 2
+    images = psf.render({"x": middle, "y": middle, "z": shown, "photons": 1.0, "background": 0.0}, (side, side))
+    for axis, image, at in zip(top.subplots(1, len(shown)), images, shown, strict=True):
+        axis.imshow(image, cmap="viridis")
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(f"z = {at:.2f} µm", color=INK, fontsize=9)
+    left, right = bottom.subplots(1, 2)
+    for column, (name, color) in enumerate(zip(("x (pixels)", "y (pixels)"), (FAINT, SECOND), strict=True)):
+        left.semilogy(depth, bound[:, column], color=color, lw=1.8, label=name)
+    left.semilogy(depth, bound[:, 2], color=ACCENT, lw=1.8, label="z (µm)")
+    left.set(xlabel="z (µm)", ylabel="Cramér–Rao bound")
+    left.set_title("1000 photons, background 5 per pixel", color=INK)
+    left.legend(frameon=False)
+    right.plot(z, 1000 * error, ".", ms=3, color=ACCENT)
+    right.axhline(0, color=SECOND, ls="--", lw=1)
+    right.set(xlabel="z of the stage (µm)", ylabel="z fitted − z of the stage (nm)")
+    right.set_title("slices of the beads, fitted with the PSF", color=INK)
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def _loss(axis: Any, history: Mapping[str, list[float]], loss: Mapping[str, Any]) -> None:
@@ -91,3 +172,66 @@ def _errors(axis: Any, errors: Mapping[str, np.ndarray]) -> None:
         axis.set_title("error on unseen spots", color=INK)
         axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def retrieval(report: Any) -> Figure:
+    """The picture of a retrieved pupil, from `psf.retrieval.Report`: slices, pupil, coefficients, residual by slice.
+
+    The first bead is shown; residuals are in units of the noise, from -4 to 4.
+    """
+    psf, bead = report.pupil, 0
+    figure = Figure(figsize=(13, 9), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.25, 1.0])
+    figure.suptitle(
+        f"pupil from {len(report.data)} bead{'s' if len(report.data) > 1 else ''}: residual {report.residual:.3f} "
+        f"(noise alone: 1.000 ± {report.residual_error:.3f})",
+        color=INK,
+        fontsize=14,
+    )
+    shown = np.unique(np.linspace(0, len(report.z_planes) - 1, min(9, len(report.z_planes))).round().astype(int))
+    _slices(top, report, bead, shown)
+    phase, magnitude, bars, by_slice = bottom.subplots(1, 4, width_ratios=[1, 1, 1.5, 1.2])
+    inside = np.where(psf.inside, 1.0, np.nan)
+    aberration = psf.aberration() * inside
+    most = max(float(np.nanmax(np.abs(aberration))), 1e-3)
+    amplitude = np.ones_like(inside) if psf.magnitude is None else np.asarray(psf.magnitude)
+    for axis, image, title, limits in (
+        (phase, aberration, "phase (rad)", {"cmap": "RdBu_r", "vmin": -most, "vmax": most}),
+        (magnitude, amplitude * inside, "magnitude", {"cmap": "viridis", "vmin": 0}),
+    ):
+        figure.colorbar(axis.imshow(image, **limits), ax=axis, shrink=0.7)
+        axis.set_title(title, color=INK)
+        axis.set_axis_off()
+    places = np.arange(len(psf.modes))
+    bars.bar(places, psf.zernike, yerr=report.errors, color=ACCENT, ecolor=SECOND)
+    bars.set_xticks(places, [f"{n},{m}" for n, m in psf.modes], rotation=90, fontsize=7)
+    bars.set(xlabel="mode n, m", ylabel="radians")
+    bars.set_title(f"Zernike coefficients, {np.sqrt((psf.zernike**2).sum()):.2f} rad RMS", color=INK)
+    residual = (report.data - report.model) ** 2 / (report.model + report.noise)
+    for values in np.nanmean(residual, (2, 3)):
+        by_slice.plot(report.z_planes, values, color=ACCENT, lw=1.5, marker=".")
+    by_slice.axhline(1, color=SECOND, ls="--", label="noise alone")
+    by_slice.set(xlabel="z (µm)", ylabel="squared residual / noise", ylim=(0, None))
+    by_slice.set_title("residual by slice", color=INK)
+    by_slice.legend(frameon=False)
+    for axis in (bars, by_slice):
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _slices(figure: Any, report: Any, bead: int, shown: np.ndarray) -> None:
+    """Three rows over the slices: data, model (each slice with its own scale, as its square root), residual."""
+    data, model = report.data[bead], report.model[bead]
+    residual = (data - model) / np.sqrt(model + report.noise[bead])
+    axes = figure.subplots(3, len(shown), squeeze=False)
+    for column, i in enumerate(shown):
+        limits = {"vmin": 0, "vmax": float(np.sqrt(max(np.nanmax(data[i]), 1)))}
+        axes[0, column].imshow(np.sqrt(np.maximum(data[i], 0)), cmap="inferno", **limits)
+        axes[1, column].imshow(np.sqrt(np.maximum(model[i], 0)), cmap="inferno", **limits)
+        axes[2, column].imshow(residual[i], cmap="RdBu_r", vmin=-4, vmax=4)
+        axes[0, column].set_title(f"{report.z_planes[i]:+.2f} µm", color=INK, fontsize=9)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for axis, label in zip(axes[:, 0], ("√data", "√model", "residual / σ"), strict=True):
+        axis.set_ylabel(label, color=INK)

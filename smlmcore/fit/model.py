@@ -102,7 +102,12 @@ class FitModel:
         start = self.predict(images, variance) if initial is None else initial
         names = self.renderer.psf.names
         table = backend.module(images).stack([start[name] for name in names], 1)
-        return refine(self.renderer.psf, images, variance, table, loss=self.loss, **settings)
+        return refine(self.psf, images, variance, table, loss=self.loss, **settings)
+
+    @property
+    def psf(self) -> Any:
+        """The PSF that draws the images, as it has been learned."""
+        return self.renderer.model(part(self.parameters, "renderer"))
 
     def to_gpu(self) -> FitModel:
         """Move the learned parameters to the GPU, for images that live there; returns the model."""

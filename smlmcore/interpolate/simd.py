@@ -13,20 +13,19 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-_LANES = ir.VectorType(ir.IntType(32), 4)
 
+class Rows:
+    """What a function needs while its code is made: rows of `lanes` numbers of an array, and arithmetic on them."""
 
-class _Rows:
-    """What all of the functions need while their code is made: rows of four of an array, and arithmetic on them."""
-
-    def __init__(self, context, b, array_type, array, offset):
+    def __init__(self, context, b, array_type, array, offset, lanes=4):
         self.b = b
         self.real = context.get_value_type(array_type.dtype)
-        self.vector = ir.VectorType(self.real, 4)
+        self.lanes = lanes
+        self.vector = ir.VectorType(self.real, lanes)
         self.zero = ir.Constant(self.vector, None)
         self.size = context.get_abi_sizeof(self.real)
         self.start = b.gep(context.make_array(array_type)(context, b, value=array).data, [offset])
-        name = "llvm.fmuladd.v4f32" if self.size == 4 else "llvm.fmuladd.v4f64"
+        name = f"llvm.fmuladd.v{lanes}f{8 * self.size}"
         kind = ir.FunctionType(self.vector, [self.vector] * 3)
         self._fma = cgutils.get_or_insert_function(b.module, kind, name)
 
@@ -45,7 +44,7 @@ class _Rows:
 
     def spread(self, number):
         one = self.b.insert_element(ir.Constant(self.vector, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
-        return self.b.shuffle_vector(one, one, ir.Constant(_LANES, None))
+        return self.b.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), None))
 
     def join(self, tuple_):
         v = ir.Constant(self.vector, ir.Undefined)
@@ -64,8 +63,8 @@ class _Rows:
         return self.sum(self.b.fmul(v, self.join(tuple_)))
 
 
-def _combine(r, rows, *weights):
-    """For each of `weights`, the sum of the vectors `rows` with it."""
+def combine(r, rows, *weights):
+    """For each of `weights`, the sum of the four vectors `rows` with it."""
     sums = [r.zero] * len(weights)
     for row, *each in zip(rows, *map(r.numbers, weights), strict=True):
         sums = [r.fma(row, r.spread(w), s) for w, s in zip(each, sums, strict=True)]
@@ -78,8 +77,8 @@ def value2(typing, c, o, sy, wy, wx):
 
     def codegen(context, b, signature, args):
         array, offset, sy, wy, wx = args
-        r = _Rows(context, b, signature.args[0], array, offset)
-        return r.dot(_combine(r, [r.load((sy, j)) for j in range(4)], wy)[0], wx)
+        r = Rows(context, b, signature.args[0], array, offset)
+        return r.dot(combine(r, [r.load((sy, j)) for j in range(4)], wy)[0], wx)
 
     return c.dtype(c, types.int64, types.int64, wy, wx), codegen
 
@@ -90,9 +89,9 @@ def value3(typing, c, o, sz, sy, wz, wy, wx):
 
     def codegen(context, b, signature, args):
         array, offset, sz, sy, wz, wy, wx = args
-        r = _Rows(context, b, signature.args[0], array, offset)
-        planes = [_combine(r, [r.load((sz, i), (sy, j)) for j in range(4)], wy)[0] for i in range(4)]
-        return r.dot(_combine(r, planes, wz)[0], wx)
+        r = Rows(context, b, signature.args[0], array, offset)
+        planes = [combine(r, [r.load((sz, i), (sy, j)) for j in range(4)], wy)[0] for i in range(4)]
+        return r.dot(combine(r, planes, wz)[0], wx)
 
     return c.dtype(c, types.int64, types.int64, types.int64, wz, wy, wx), codegen
 
@@ -103,8 +102,8 @@ def slopes2(typing, c, o, sy, wy, wx, dy, dx):
 
     def codegen(context, b, signature, args):
         array, offset, sy, wy, wx, dy, dx = args
-        r = _Rows(context, b, signature.args[0], array, offset)
-        row, row_y = _combine(r, [r.load((sy, j)) for j in range(4)], wy, dy)
+        r = Rows(context, b, signature.args[0], array, offset)
+        row, row_y = combine(r, [r.load((sy, j)) for j in range(4)], wy, dy)
         found = [r.dot(row, wx), r.dot(row_y, wx), r.dot(row, dx)]
         return context.make_tuple(b, signature.return_type, found)
 
@@ -117,10 +116,10 @@ def slopes3(typing, c, o, sz, sy, wz, wy, wx, dz, dy, dx):
 
     def codegen(context, b, signature, args):
         array, offset, sz, sy, wz, wy, wx, dz, dy, dx = args
-        r = _Rows(context, b, signature.args[0], array, offset)
-        both = [_combine(r, [r.load((sz, i), (sy, j)) for j in range(4)], wy, dy) for i in range(4)]
-        row, row_z = _combine(r, [p for p, _ in both], wz, dz)
-        (row_y,) = _combine(r, [p for _, p in both], wz)
+        r = Rows(context, b, signature.args[0], array, offset)
+        both = [combine(r, [r.load((sz, i), (sy, j)) for j in range(4)], wy, dy) for i in range(4)]
+        row, row_z = combine(r, [p for p, _ in both], wz, dz)
+        (row_y,) = combine(r, [p for _, p in both], wz)
         found = [r.dot(row, wx), r.dot(row_z, wx), r.dot(row_y, wx), r.dot(row, dx)]
         return context.make_tuple(b, signature.return_type, found)
 
@@ -133,7 +132,7 @@ def add_row(typing, c, o, weight, wx):
 
     def codegen(context, b, signature, args):
         array, offset, weight, wx = args
-        r = _Rows(context, b, signature.args[0], array, offset)
+        r = Rows(context, b, signature.args[0], array, offset)
         b.store(r.fma(r.join(wx), r.spread(weight), r.load()), r.pointer(), align=r.size)
         return context.get_dummy_value()
 

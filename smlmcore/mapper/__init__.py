@@ -3,3 +3,5 @@
 from .centroid import Centroid
 from .direct import Direct, Parameter
 from .image import Image
+from .presence import gate, straight_through
+from .stacked import StackedConv

@@ -3,7 +3,11 @@
 A new PSF is one file here (formula, reference, numba body, registration) and one in `kernels/`.
 """
 
+from . import zernike
 from .astigmatic import AstigmaticGaussian
 from .base import PSF
 from .elliptic import EllipticGaussian2D
 from .gaussian import Gaussian2D
+from .pupil import Pupil
+from .retrieval import retrieve
+from .spline import Spline

@@ -204,12 +204,15 @@ class AstigmaticGaussian(PSF):
         return run_partials(partials_kernel, theta, shape, calibration)
 
     def guess(self, found: dict[str, Any], data: Any, weights: Any) -> dict[str, Any]:
-        """The z, of some over the range a third of the depth apart, at which photons and background fit best."""
+        """The z, of those a third of the depth apart whose widths are nearest, that fits best."""
         xp, (low, high) = backend.module(data), self.z_range
         count = max(5, math.ceil(3 * (high - low) / min(self._pairs["depth"])))
+        grid = low + (xp.arange(count) + 0.5) / count * (high - low)
+        measured = xp.stack([found["sigma_x"], found["sigma_y"]], -1)[:, None]
+        misfit = (xp.log(measured / self.sigma(grid)) ** 2).sum(2)
         best, least = {}, xp.full(len(data), np.inf, data.dtype)
-        for i in range(count):
-            z = xp.full(len(data), low + (i + 0.5) / count * (high - low), data.dtype)
+        for nearest in xp.argsort(misfit, 1)[:, :4].T:
+            z = grid[nearest].astype(data.dtype)
             shape = {"x": found["x"], "y": found["y"], "z": z}
             image = self.render({**shape, "photons": 1.0, "background": 0.0}, data.shape[1:])
             photons, background, chi2 = moments.brightness(image, data, weights)

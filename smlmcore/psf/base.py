@@ -36,6 +36,7 @@ class PSF(ABC):
 
     names: tuple[str, ...]
     linear: ClassVar[tuple[str, ...]] = ()
+    symmetric: ClassVar[bool] = False  # flipped and transposed images are images of this PSF as well
     numba_partials: ClassVar[Callable[..., None]]
 
     @property
@@ -123,6 +124,21 @@ class PSF(ABC):
         """
         value, partials = self.partials(backend.asarray(parameters, np.float64), shape)
         return standard_errors(information(partials, 1 / (value + variance)))
+
+
+def arguments(
+    psf: PSF, given: tuple[Any, ...], shape: tuple[int, int] | None
+) -> tuple[dict[str, Any], tuple[int, int]]:
+    """What `render` was called with, as a mapping and a shape: a mapping, or the parameters in the order of `names`."""
+    if shape is None and len(given) in (2, len(psf.names) + 1):
+        *given, shape = given
+    if shape is None or len(given) not in (1, len(psf.names)) or (len(given) == 1) != isinstance(given[0], Mapping):
+        raise TypeError(
+            f"{type(psf).__name__}.render got {len(given)} arguments and shape={shape}; expected "
+            f"render({', '.join(psf.names)}, shape=(h, w)), or render(parameters by name, shape)"
+        )
+    values = dict(given[0]) if len(given) == 1 else dict(zip(psf.names, given, strict=True))
+    return values, (int(shape[0]), int(shape[1]))
 
 
 def run_partials(kernel: Any, theta: Any, shape: tuple[int, int], *constants: Any) -> tuple[Any, Any]:

@@ -301,6 +301,7 @@ class Gaussian2D(PSF):
     """
 
     linear = ("photons", "background")
+    symmetric = True
     numba_partials = staticmethod(_spot)
 
     def __init__(self, sigma: float | None = None) -> None:

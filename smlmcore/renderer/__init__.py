@@ -10,5 +10,6 @@ from .convolution import Convolution
 from .emitters import Emitters
 from .image import Image
 from .psf import PSF
+from .pupil import Pupil
 from .spline import Spline
 from .template import Template

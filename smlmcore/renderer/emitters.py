@@ -32,10 +32,13 @@ class Emitters:
     ((2, 64, 48), [3572.0, 7144.0])
     """
 
-    symmetric = True  # flipped images are images of flipped parameters
-
     def __init__(self, psf: Model, shape: tuple[int, int]) -> None:
         self.psf, self.shape = psf, (int(shape[0]), int(shape[1]))
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether flipped images are images of flipped parameters."""
+        return self.psf.symmetric
 
     def configuration(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -19,10 +19,13 @@ class PSF:
     (1, 7, 7)
     """
 
-    symmetric = True  # flipped images are images of flipped parameters
-
     def __init__(self, psf: Model, shape: tuple[int, int]) -> None:
         self.psf, self.shape = psf, (int(shape[0]), int(shape[1]))
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether flipped images are images of flipped parameters."""
+        return self.psf.symmetric
 
     def configuration(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -31,6 +34,10 @@ class PSF:
     def init(self, rng: np.random.Generator) -> dict[str, Any]:
         """The learned parameters at the start: none."""
         return {}
+
+    def model(self, p: Mapping[str, Any]) -> Model:
+        """The PSF that draws: always the same."""
+        return self.psf
 
     def __call__(self, p: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any:
         """Images (n, h, w) of `parameters`, arrays or Tensors."""
