@@ -30,7 +30,7 @@ class Spline:
     >>> p = draw.fit_image(np.exp(-(x**2 + y**2) / 3.0))
     >>> values = {"x": np.array([3.0]), "y": np.array([3.0]), "photons": np.array([100.0]), "background": np.zeros(1)}
     >>> draw(p, values)[0, 3, 2:5].round(2), draw.render(p, 3).shape
-    (array([ 7.61, 10.62,  7.61]), (33, 33))
+    (array([ 7.6 , 10.61,  7.6 ]), (33, 33))
     """
 
     def __init__(self, grid: Sequence[int], shape: tuple[int, int], z_step: float = 1.0, z_middle: float = 0.0) -> None:
