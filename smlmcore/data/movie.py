@@ -90,17 +90,24 @@ class Movie:
 
 
 def open_movie(path: str | os.PathLike) -> Movie:
-    """Open a TIFF (plain, BigTIFF, OME, ImageJ) or a Picasso `.raw` movie with its `.yaml`; nothing is loaded yet.
+    """Open a movie; nothing is loaded yet: frames are read, or mapped, when they are asked for.
+
+    TIFF (plain, BigTIFF, OME, ImageJ, Micro-Manager), Picasso `.raw` with its `.yaml`, `.npy`, `.npz`, a zip of images,
+    HDF5, Zarr, NDTiff folders, and `.dax` with its `.inf` (see docs/files.md).
 
     A single image is a movie of one frame.  A third axis of a TIFF counts as frames whatever it is called, unless it
     is a colour or a channel.  Raises `DataError`, in one line with the remedy, for a file that is missing, empty,
     truncated, of another format, of complex or colour pixels, or of more than three axes.
     """
+    from .formats import opener
+
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: no such file; check the name and the folder")
+    if opens := opener(path):
+        return opens(path)
     if path.is_dir():
-        raise DataError(f"{path}: is a folder; give one TIFF or Picasso .raw file")
+        raise DataError(f"{path}: is a folder, neither NDTiff nor Zarr; give one TIFF or Picasso .raw file")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty; copy or export it again")
     if path.suffix.lower() == ".raw":
