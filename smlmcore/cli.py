@@ -77,6 +77,7 @@ def _simulate_parser(commands: Any) -> None:
     _number(p, "--frames", int, "number of frames", 1000)
     _number(p, "--shape", int, "size of a frame, pixels", (128, 128), metavar=("H", "W"))
     _number(p, "--spots-per-frame", int, "molecules in each frame (default: 30 per 128 x 128 pixels)")
+    p.add_argument("--config", type=Path, metavar="FILE.yaml", help="structures, blinking, drift; for all below")
     p.add_argument("--structure", choices=("filaments", "uniform"), default="uniform", help="where the molecules are")
     _number(p, "--photons", float, "median photons of a molecule", 2000.0)
     _number(p, "--background", float, "photons per pixel", (5.0, 15.0), metavar=("LOW", "HIGH"))
@@ -197,6 +198,7 @@ def _output_arguments(p: argparse.ArgumentParser) -> None:
 
 def _simulate(
     out: Path,
+    config: Path | None,
     frames: int,
     shape: Sequence[int],
     spots_per_frame: int | None,
@@ -212,8 +214,6 @@ def _simulate(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    from tqdm import tqdm
-
     from . import data, simulate
     from .camera import Camera
 
@@ -222,6 +222,8 @@ def _simulate(
     h, w = shape
     truth_path = out.with_suffix(".truth.hdf5")
     data.refuse_existing(out, truth_path, truth_path.with_suffix(".yaml"), overwrite=overwrite)
+    if config is not None:
+        return _simulate_config(out, config, truth_path, quiet)
     camera = Camera(offset, gain, read_noise, pixel_size)
     if seed < 0:
         raise ValueError(f"got --seed {seed}; expected 0 or more")
@@ -237,18 +239,34 @@ def _simulate(
         camera=camera,
         sites=simulate.filaments(rng, (h, w)) if structure == "filaments" else None,
     )
-
-    def shown() -> Iterator[np.ndarray]:
-        # disable=None: no bar where stderr is not a terminal
-        with tqdm(total=frames, unit="frame", disable=True if quiet else None, leave=False) as bar:
-            for chunk in chunks:
-                yield chunk
-                bar.update(len(chunk))
-
-    data.write_tiff(out, shown(), (frames, h, w), np.uint16, camera)
+    data.write_tiff(out, _shown(chunks, frames, quiet), (frames, h, w), np.uint16, camera)
     data.write_picasso(truth_path, truth, (frames, h, w), pixel_size, {"Movie": out.name, "Seed": seed})
     if not quiet:
         _show({"movie": out, "truth": truth_path, "frames": f"{frames} of {h} x {w}", "spots": len(truth)})
+
+
+def _simulate_config(out: Path, config: Path, truth_path: Path, quiet: bool) -> None:
+    from . import data, simulate
+
+    if not config.is_file():
+        raise data.DataError(f"{config}: no such file; check the name and the folder")
+    movie, rng = simulate.from_config(data.read_yaml(config))
+    shape = (movie.frames, *movie.shape)
+    data.write_tiff(out, _shown(movie.chunks(rng), movie.frames, quiet), shape, np.uint16, movie.camera)
+    data.write_picasso(truth_path, movie.truth, shape, movie.camera.pixel_size, {"Movie": out.name})
+    if not quiet:
+        size = f"{shape[0]} of {shape[1]} x {shape[2]}"
+        _show({"movie": out, "truth": truth_path, "frames": size, "emitters": len(movie.truth)})
+
+
+def _shown(chunks: Iterator[np.ndarray], frames: int, quiet: bool) -> Iterator[np.ndarray]:
+    """The same chunks, with a bar of progress where stderr is a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(total=frames, unit="frame", disable=True if quiet else None, leave=False) as bar:
+        for chunk in chunks:
+            yield chunk
+            bar.update(len(chunk))
 
 
 def _info(movie: Path) -> None:

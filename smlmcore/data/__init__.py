@@ -8,7 +8,7 @@ SMAP and storm-analysis, whose readers and writers are here by name as well.
 from .exchange import read_challenge, read_smap, read_storm_analysis, write_challenge, write_smap, write_storm_analysis
 from .files import DataError, atomic, atomic_folder, refuse_existing
 from .localizations import Localizations
-from .movie import Movie, open_movie, write_tiff
+from .movie import Movie, open_movie, read_yaml, write_tiff
 from .tables import read_picasso, read_thunderstorm, table, write_picasso, write_thunderstorm
 
 __all__ = [

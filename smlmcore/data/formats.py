@@ -17,7 +17,7 @@ import numpy as np
 import tifffile
 
 from .files import DataError
-from .movie import Movie
+from .movie import Movie, contiguous
 
 
 def open_npy(path: Path) -> Movie:
@@ -177,8 +177,8 @@ def open_dax(path: Path) -> Movie:
     used = min(held, stated)
     odd = f"{path}: holds {held} frames where {sidecar.name} says {stated}; {used} used"
     warnings = () if held == stated else (odd,)
-    data = np.memmap(path, dtype, "r", shape=(used, height, width))
-    return Movie(path, data.shape, dtype, lambda start, stop: data[start:stop], {}, warnings)
+    shape = (used, height, width)
+    return Movie(path, shape, dtype, contiguous(path, dtype, 0, shape), {}, warnings)
 
 
 OPENERS: dict[str, Callable[[Path], Movie]] = {

@@ -63,10 +63,10 @@ class Movie:
         stop = self.shape[0] if stop is None else stop
         if not 0 <= start <= stop <= self.shape[0]:
             raise ValueError(f"{self.path}: got frames {start} to {stop}; expected a range within 0 to {self.shape[0]}")
-        out = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        if start < stop:
-            out[...] = self._read(start, stop)
-        return out
+        if start == stop:
+            return np.empty((0, *self.shape[1:]), self.dtype)
+        frames = self._read(start, stop)
+        return np.ascontiguousarray(frames.astype(self.dtype, copy=not frames.flags.writeable))  # a map is not
 
     def chunks(self, size: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (number of the first frame, frames) over the whole movie, `size` frames at a time (default: 32 MB)."""
@@ -223,8 +223,7 @@ def _open_tiff(path: Path) -> Movie:
         several = f"{path}: holds {len(series)} series of images; only the first is read"
         warnings = (several,) if len(series) > 1 else ()
         if offset is not None:
-            data = np.memmap(path, dtype, "r", offset, shape)
-            return Movie(path, shape, dtype, lambda start, stop: data[start:stop], camera, warnings)
+            return Movie(path, shape, dtype, contiguous(path, dtype, offset, shape), camera, warnings)
         stack.pop_all()  # pages are decoded one by one from the open file
 
     def read(start: int, stop: int) -> np.ndarray:
@@ -241,6 +240,22 @@ def _open_tiff(path: Path) -> Movie:
             ) from error
 
     return Movie(path, shape, dtype, read, camera, warnings, tif.close)
+
+
+def contiguous(
+    path: Path, dtype: np.dtype, offset: int, shape: tuple[int, int, int]
+) -> Callable[[int, int], np.ndarray]:
+    """Read frames that lie one after the other in a file; what was read takes no memory, as that of a map would."""
+    pixels = shape[1] * shape[2]
+
+    def read(start: int, stop: int) -> np.ndarray:
+        at, count = offset + start * pixels * dtype.itemsize, (stop - start) * pixels
+        frames = np.fromfile(path, dtype, count, offset=at)
+        if frames.size != count:
+            raise DataError(f"{path}: ends within frames {start} to {stop - 1}; copy or export it again")
+        return frames.reshape(stop - start, *shape[1:])
+
+    return read
 
 
 def _movie_shape(path: Path, sizes: tuple[int, ...], axes: str) -> tuple[int, int, int]:
@@ -309,8 +324,7 @@ def _open_raw(path: Path) -> Movie:
         warnings = (f"{path}: holds {held:g} frames where {sidecar.name} says {frames}; {min(frames, int(held))} used",)
         frames = min(frames, size // frame)
     shape = (frames, height, width)
-    data = np.memmap(path, dtype, "r", shape=shape)
-    return Movie(path, shape, dtype, lambda start, stop: data[start:stop], _picasso_camera(info), warnings)
+    return Movie(path, shape, dtype, contiguous(path, dtype, 0, shape), _picasso_camera(info), warnings)
 
 
 def _picasso_camera(info: dict[str, Any]) -> dict[str, float]:
