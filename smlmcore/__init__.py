@@ -16,6 +16,7 @@ __all__ = [
     "autograd",
     "backend",
     "camera",
+    "config",
     "data",
     "deconvolution",
     "encoder",
