@@ -174,6 +174,69 @@ def _errors(axis: Any, errors: Mapping[str, np.ndarray]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def retrieval(report: Any) -> Figure:
+    """The picture of a retrieved pupil, from `psf.retrieval.Report`: slices, pupil, coefficients, residual by slice.
+
+    The first bead is shown; residuals are in units of the noise, from -4 to 4.
+    """
+    psf, bead = report.pupil, 0
+    figure = Figure(figsize=(13, 9), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.25, 1.0])
+    figure.suptitle(
+        f"pupil from {len(report.data)} bead{'s' if len(report.data) > 1 else ''}: residual {report.residual:.3f} "
+        f"(noise alone: 1.000 ± {report.residual_error:.3f})",
+        color=INK,
+        fontsize=14,
+    )
+    shown = np.unique(np.linspace(0, len(report.z_planes) - 1, min(9, len(report.z_planes))).round().astype(int))
+    _slices(top, report, bead, shown)
+    phase, magnitude, bars, by_slice = bottom.subplots(1, 4, width_ratios=[1, 1, 1.5, 1.2])
+    inside = np.where(psf.inside, 1.0, np.nan)
+    aberration = psf.aberration() * inside
+    most = max(float(np.nanmax(np.abs(aberration))), 1e-3)
+    amplitude = np.ones_like(inside) if psf.magnitude is None else np.asarray(psf.magnitude)
+    for axis, image, title, limits in (
+        (phase, aberration, "phase (rad)", {"cmap": "RdBu_r", "vmin": -most, "vmax": most}),
+        (magnitude, amplitude * inside, "magnitude", {"cmap": "viridis", "vmin": 0}),
+    ):
+        figure.colorbar(axis.imshow(image, **limits), ax=axis, shrink=0.7)
+        axis.set_title(title, color=INK)
+        axis.set_axis_off()
+    places = np.arange(len(psf.modes))
+    bars.bar(places, psf.zernike, yerr=report.errors, color=ACCENT, ecolor=SECOND)
+    bars.set_xticks(places, [f"{n},{m}" for n, m in psf.modes], rotation=90, fontsize=7)
+    bars.set(xlabel="mode n, m", ylabel="radians")
+    bars.set_title(f"Zernike coefficients, {np.sqrt((psf.zernike**2).sum()):.2f} rad RMS", color=INK)
+    residual = (report.data - report.model) ** 2 / (report.model + report.noise)
+    for values in np.nanmean(residual, (2, 3)):
+        by_slice.plot(report.z_planes, values, color=ACCENT, lw=1.5, marker=".")
+    by_slice.axhline(1, color=SECOND, ls="--", label="noise alone")
+    by_slice.set(xlabel="z (µm)", ylabel="squared residual / noise", ylim=(0, None))
+    by_slice.set_title("residual by slice", color=INK)
+    by_slice.legend(frameon=False)
+    for axis in (bars, by_slice):
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _slices(figure: Any, report: Any, bead: int, shown: np.ndarray) -> None:
+    """Three rows over the slices: data, model (each slice with its own scale, as its square root), residual."""
+    data, model = report.data[bead], report.model[bead]
+    residual = (data - model) / np.sqrt(model + report.noise[bead])
+    axes = figure.subplots(3, len(shown), squeeze=False)
+    for column, i in enumerate(shown):
+        limits = {"vmin": 0, "vmax": float(np.sqrt(max(np.nanmax(data[i]), 1)))}
+        axes[0, column].imshow(np.sqrt(np.maximum(data[i], 0)), cmap="inferno", **limits)
+        axes[1, column].imshow(np.sqrt(np.maximum(model[i], 0)), cmap="inferno", **limits)
+        axes[2, column].imshow(residual[i], cmap="RdBu_r", vmin=-4, vmax=4)
+        axes[0, column].set_title(f"{report.z_planes[i]:+.2f} µm", color=INK, fontsize=9)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for axis, label in zip(axes[:, 0], ("√data", "√model", "residual / σ"), strict=True):
+        axis.set_ylabel(label, color=INK)
+
+
 def dataset(images: Any, count: int = 8) -> Figure:
     """The first `count` images of a `data.ImageSet` with their targets; volumes by their middle plane."""
     rows = [images.images] if images.targets is None else [images.images, images.targets]

@@ -1,8 +1,8 @@
 """Movies and tables in and out of files, and data sets to learn from.
 
 `open_movie` reads movies of many kinds in chunks (see docs/files.md), `write_tiff` writes them.  `Localizations` is a
-table with what belongs to it; `load` and `save` know Picasso, ThunderSTORM, the SMLM challenge, SMAP and storm-analysis,
-whose readers and writers are here by name as well.  `sets` holds `ImageSet`, its sources and augmentations.
+table with what belongs to it; its `load` and `save` know Picasso, ThunderSTORM, the SMLM challenge, SMAP and
+storm-analysis, whose readers and writers are here by name as well.  `sets` holds `ImageSet`, its sources and more.
 """
 
 from .exchange import read_challenge, read_smap, read_storm_analysis, write_challenge, write_smap, write_storm_analysis
