@@ -11,6 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -274,11 +275,15 @@ def _simulate_config(out: Path, config: Path, truth_path: Path, quiet: bool) -> 
 
 
 def _shown(chunks: Iterator[np.ndarray], frames: int, quiet: bool) -> Iterator[np.ndarray]:
-    """The same chunks, with a bar of progress where stderr is a terminal."""
+    """The same chunks, with a bar of progress where stderr is a terminal; the first is drawn before a file is begun."""
+    return _with_bar(next(chunks), chunks, frames, quiet)
+
+
+def _with_bar(first: np.ndarray, chunks: Iterator[np.ndarray], frames: int, quiet: bool) -> Iterator[np.ndarray]:
     from tqdm import tqdm
 
     with tqdm(total=frames, unit="frame", disable=True if quiet else None, leave=False) as bar:
-        for chunk in chunks:
+        for chunk in chain([first], chunks):
             yield chunk
             bar.update(len(chunk))
 

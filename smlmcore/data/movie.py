@@ -19,7 +19,9 @@ import yaml
 from ..camera import Camera
 from .files import DataError, atomic
 
-SETTINGS = ("offset", "gain", "read_noise", "pixel_size")  # of camera.Camera, and the keys of Movie.camera
+# of camera.Camera, and the keys of Movie.camera
+SETTINGS = ("offset", "gain", "read_noise", "pixel_size", "qe", "em_gain", "spurious_charge", "saturation", "bits")
+USUAL = {"qe": 1.0, "spurious_charge": 0.0}
 NAMESPACE = "smlmcore/camera"  # marks our annotation in OME-XML
 # A chain of pages that leads out of the file, and a description (tag 270: axes and camera) beyond its end.
 BROKEN_SIGNS = ("TiffPages @", "TiffTag 270 @")
@@ -34,7 +36,7 @@ class Movie:
     """A movie (frame, y, x) in a file, read piece by piece.  Made by `open_movie`; also a context manager.
 
     `path`; `shape` (frames, height, width); `dtype` of the counts; `camera`, the settings found in the file's metadata
-    (a dict with some of the keys offset, gain, read_noise, pixel_size, see `camera.Camera`); `warnings`, a tuple of
+    (a dict with some of the settings of `camera.Camera`); `warnings`, a tuple of
     sentences about what is odd in the file.
     """
 
@@ -128,8 +130,9 @@ def write_tiff(
 ) -> None:
     """Write a movie of `shape` (frames, height, width) as OME-TIFF (BigTIFF from 4 GB) from an iterable of chunks.
 
-    Every chunk is (frames, height, width) of `dtype`.  The pixel size goes to PhysicalSizeX and PhysicalSizeY, all of
-    `camera` to a MapAnnotation, from where `open_movie` reads it.  The file appears only when it is complete.
+    Every chunk is (frames, height, width) of `dtype`.  The pixel size goes to PhysicalSizeX and PhysicalSizeY, the
+    numbers of `camera` (not its maps) to a MapAnnotation, from where `open_movie` reads it.  The file appears
+    only when it is complete.
     Raises `ValueError` if the chunks do not add up to `shape`, `OSError` if the disk is full.
 
     >>> import tempfile
@@ -145,7 +148,7 @@ def write_tiff(
         raise ValueError(f"write_tiff got dtype {dtype}; expected an integer or a float type")
     metadata: dict[str, Any] = {"axes": "TYX"}
     if camera is not None:
-        settings = {name: repr(value) for name, value in asdict(camera).items() if value is not None}
+        settings = {name: repr(value) for name, value in asdict(camera).items() if _worth_writing(name, value)}
         metadata["MapAnnotation"] = {"Namespace": NAMESPACE, "Value": settings}
         if camera.pixel_size is not None:
             metadata |= {f"PhysicalSize{a}{k}": v for a in "XY" for k, v in (("", camera.pixel_size), ("Unit", "µm"))}
@@ -341,8 +344,13 @@ def _picasso_camera(info: dict[str, Any]) -> dict[str, float]:
 def _settings(found: dict[str, Any]) -> dict[str, float]:
     """Only the settings that `Camera` knows, as numbers that it accepts."""
     numbers = {name: _number(found.get(name)) for name in SETTINGS}
-    least = {"offset": -np.inf, "read_noise": 0.0}
+    least = {"offset": -np.inf, "read_noise": 0.0, "spurious_charge": 0.0}
     return {k: v for k, v in numbers.items() if v is not None and (v >= least[k] if k in least else v > 0)}
+
+
+def _worth_writing(name: str, value: Any) -> bool:
+    """Whether a setting goes into a file: maps have a file of their own, see `Camera.save`."""
+    return value is not None and not isinstance(value, np.ndarray) and value != USUAL.get(name)
 
 
 def _number(value: Any) -> float | None:
