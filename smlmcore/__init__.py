@@ -17,6 +17,7 @@ __all__ = [
     "backend",
     "calibrate",
     "camera",
+    "config",
     "data",
     "deconvolution",
     "encoder",
