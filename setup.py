@@ -33,7 +33,15 @@ setup(
     extras_require={
         "gpu-cuda12": ["cupy-cuda12x>=13"],
         "gpu-cuda13": ["cupy-cuda13x>=13.6"],
-        "test": ["pytest>=8", "pytest-benchmark", "pytest-xdist", "ruff", "nvidia-cuda-nvrtc>=13", "dask", "distributed"],
+        "test": [
+            "pytest>=8",
+            "pytest-benchmark",
+            "pytest-xdist",
+            "ruff",
+            "nvidia-cuda-nvrtc>=13",
+            "dask",
+            "distributed",
+        ],
         "dask": ["dask", "distributed"],
         "bench": ["pytest-benchmark", "picassosr", "torch"],
     },

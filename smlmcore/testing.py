@@ -2,8 +2,8 @@
 
     check_kernel("gelu", "cuda-on-host", "float32")      # raises AssertionError naming the worst element
 
-A kernel brings its own `sample` and `cases`, so one added anywhere under `psf`, `loss`, `layers`, `fit` or `localize` is found and
-tested by itself.
+A kernel brings its own `sample` and `cases`, so one added anywhere under `psf`, `loss`, `layers`, `fit` or `localize`
+is found and tested by itself.
 """
 
 from __future__ import annotations

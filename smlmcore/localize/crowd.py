@@ -174,7 +174,10 @@ class _Work:
 
     def draw(self, emitters: Emitters) -> None:
         """The model image, from nothing."""
-        self.model = np.zeros_like(self.frames)
+        if len(self.model):
+            self.model.fill(0)
+        else:
+            self.model = np.zeros_like(self.frames)
         self.x, self.y, self.own = self.render(emitters.theta)
         starts = self.starts(emitters.frame)
         _add(starts, self.x, self.y, self.own, np.float32(1), self.model)
@@ -192,9 +195,7 @@ class _Work:
         start = np.nan_to_num(before[:, columns])
         start[:, 0] -= x - self.half
         start[:, 1] -= y - self.half
-        found = fit.mle(
-            images, self.narrow, noise, start, threads=self.threads, progress=False, tolerance=0.1
-        )
+        found = fit.mle(images, self.narrow, noise, start, threads=self.threads, progress=False, tolerance=0.1)
         theta, errors = before.copy(), np.full_like(before, np.nan)
         theta[:, columns], errors[:, columns] = found.parameters, found.errors
         theta[:, 0] += x - self.half
@@ -266,9 +267,10 @@ class _Work:
         partials = np.asarray(self.narrow.partials(theta, (self.box, self.box))[1], np.float32)
         background = np.nan_to_num(emitters.theta[:, self.psf.names.index("background")])
         errors = np.full((len(emitters), len(self.narrow.names)), np.nan, np.float32)
+        column, reach = self.narrow.names.index("background"), np.float32(4 * self.sigma)
         _joint(
             self.starts(emitters.frame), emitters.theta, self.x, self.y, emitters.crowded, partials, self.frames,
-            self.model, background, self.read, self.narrow.names.index("background"), np.float32(4 * self.sigma), errors,
+            self.model, background, self.read, column, reach, errors,
         )  # fmt: skip
         rows = emitters.crowded
         columns = [self.psf.names.index(name) for name in self.narrow.names]
