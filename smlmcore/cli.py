@@ -147,8 +147,8 @@ def _localize_parser(commands: Any) -> None:
     p = commands.add_parser(
         "localize",
         help="from movies to a table, an image and a report",
-        description="Find and fit all molecules of a movie (or of several, one after another), correct the drift, link, "
-        "render, and score where NAME.truth.hdf5 lies beside the movie.  A run that was interrupted goes on when "
+        description="Find and fit all molecules of a movie (or of several, one after another), correct the drift, "
+        "link, render, and score where NAME.truth.hdf5 lies beside the movie.  A run that was interrupted goes on when "
         "it is started again.  Camera settings come from the movie's metadata where they are not given here.",
     )
     p.add_argument("movies", type=Path, nargs="*", metavar="MOVIE", help="TIFF or Picasso .raw")
@@ -367,7 +367,8 @@ def _localize(movies: list[Path], out: Path | None, settings: Path | None, quiet
 
 def _localized(report: dict[str, Any], out: Path) -> Iterator[str]:
     """The report's numbers for a reader, and where the files lie."""
-    yield f"{report['localizations']} localizations in {report['movie']['frames']} frames, {report['crowded']} in a crowd"
+    frames = report["movie"]["frames"]
+    yield f"{report['localizations']} localizations in {frames} frames, {report['crowded']} in a crowd"
     yield "status: " + ", ".join(f"{k.replace('_', ' ')} {n}" for k, n in report["status"].items() if n)
     if "drift" in report:
         d = report["drift"]
