@@ -1,4 +1,4 @@
-"""The command `smlmcore`: simulate a movie, look into one, fit one.
+"""The command `smlmcore`: simulate a movie, look into one, fit one, calibrate a PSF.
 
 Exit status: 0 success, 2 a mistake in the input or no room for the output (one line on stderr says which), 130 Ctrl-C.
 """
@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     _simulate_parser(commands)
     _info_parser(commands)
     _fit_parser(commands)
+    _calibrate_parser(commands)
     return top
 
 
@@ -108,6 +109,37 @@ def _fit_parser(commands: Any) -> None:
     _camera_arguments(p)
     _output_arguments(p)
     p.set_defaults(run=_fit)
+
+
+def _calibrate_parser(commands: Any) -> None:
+    p = commands.add_parser(
+        "calibrate",
+        help="retrieve the PSF from bead stacks",
+        description="Find the beads in stacks of known focus, and the pupil behind them by maximum likelihood. "
+        "Writes pupil.npz, report.json and report.png.",
+    )
+    p.add_argument("stacks", type=Path, nargs="+", metavar="STACK", help="TIFF or Picasso .raw, one slice per frame")
+    p.add_argument("--psf", choices=("pupil",), default="pupil", help="kind of PSF (default: pupil)")
+    p.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="folder for the results (default: STACK.psf)")
+    for name, text in (
+        ("na", "numerical aperture"),
+        ("wavelength", "of the light, µm"),
+        ("z-step", "µm between slices"),
+    ):
+        p.add_argument(f"--{name}", type=float, required=True, metavar="N", help=text)
+    _number(p, "--n-immersion", float, "refractive index of the immersion medium", 1.518)
+    _number(p, "--n-medium", float, "refractive index around the beads (default: that of the immersion)")
+    _number(p, "--zernike", int, "modes of the phase, in Noll's order", 36)
+    _number(p, "--magnitude", int, "modes of the magnitude", 0)
+    _number(p, "--bead", float, "diameter of the beads, µm", 0.0)
+    p.add_argument("--free", nargs="+", default=(), metavar="NAME", help="optics to fit: na wavelength blur ...")
+    p.add_argument("--scalar", action="store_true", help="scalar model, faster; default vectorial")
+    p.add_argument("--drift", action="store_true", help="each slice has its own x and y")
+    _number(p, "--box", int, "odd side of the boxes cut around beads, pixels", 33)
+    _number(p, "--beads", int, "most beads of a stack", 5)
+    _camera_arguments(p)
+    _output_arguments(p)
+    p.set_defaults(run=_calibrate)
 
 
 def _number(p: argparse.ArgumentParser, name: str, kind: type, text: str, default: Any = None, **options: Any) -> None:
@@ -221,6 +253,29 @@ def _fit(movie: Path, out: Path | None, overwrite: bool, quiet: bool, **options:
     report = pipeline.fit_movie(movie, out, camera, quiet=quiet, overwrite=overwrite, **given)
     if not quiet:
         sys.stdout.writelines(f"{line}\n" for line in _summary(report, out))
+
+
+def _calibrate(
+    stacks: Sequence[Path], psf: str, out: Path | None, free: Sequence[str], scalar: bool, quiet: bool, **options: Any
+) -> None:
+    from .localize import beads
+
+    if options["box"] < 7 or options["box"] % 2 == 0:
+        raise ValueError(f"got --box {options['box']}; expected an odd number, 7 or more")
+    camera = {k: options.pop(k) for k in ("offset", "gain", "read_noise", "pixel_size")}
+    options["n_medium"] = options["n_medium"] or options["n_immersion"]
+    out = stacks[0].with_suffix(".psf") if out is None else out
+    report = beads.calibrate_pupil(stacks, out, camera, optics=free, vectorial=not scalar, quiet=quiet, **options)
+    if not quiet:
+        _show(
+            {
+                "beads": len(report["beads"]),
+                "phase": f"{report['phase_rms']:.3f} rad RMS, {len(report['zernike'])} modes",
+                **{k: f"{v['value']:.4g} ± {v['error']:.2g}" for k, v in report["fitted_optics"].items()},
+                "residual": f"{report['residual']:.4g} (noise alone: 1 ± {report['residual_standard_deviation']:.2g})",
+                "files": f"{out}: {', '.join(beads.OUTPUTS)}",
+            }
+        )
 
 
 def _show(rows: dict[str, Any]) -> None:

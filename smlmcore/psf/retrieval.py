@@ -152,7 +152,7 @@ def retrieve(
     (0.4, True)
     """
     data, variance, heights = _check(stack, variance, z_step, z)
-    data = _without_saturated(data, saturation)
+    data = _alone(_without_saturated(data, saturation))
     phase, inner = modes_of(zernike, "zernike"), modes_of(magnitude, "magnitude")
     unknown = [name for name in optics if name not in OPTICS]
     if unknown:
@@ -218,6 +218,26 @@ def _without_saturated(data: np.ndarray, saturation: float | None) -> np.ndarray
         top = np.nanmax(data)
         saturation = top if (data == top).sum() > 2 else np.inf
     return np.where(data >= saturation, np.nan, data)
+
+
+def _alone(data: np.ndarray) -> np.ndarray:
+    """NaN around a second bead in the field, at least a quarter as bright as the first and a third of the field away.
+
+    Every pixel nearer to it than to the first goes.  What comes in from outside the field is seen by `_neighbours`.
+    """
+    h, w = data.shape[2:]
+    y, x = np.indices((h, w))
+    middle = np.exp(-2 * ((y - (h - 1) / 2) / h) ** 2 - 2 * ((x - (w - 1) / 2) / w) ** 2)
+    alone = data.copy()
+    for bead, stack in zip(alone, data, strict=True):
+        filled, _ = moments.weigh(stack)
+        light = (ndimage.gaussian_filter(filled, (0, 1, 1)) - np.median(filled, (1, 2), keepdims=True)).max(0)
+        first = np.unravel_index((light * middle).argmax(), light.shape)
+        peaks = (ndimage.maximum_filter(light, 5) == light) & (light > 0.25 * light[first])
+        for other in np.argwhere(peaks):
+            if np.hypot(*(other - first)) > max(h, w) / 3:
+                bead[:, np.hypot(y - other[0], x - other[1]) < np.hypot(y - first[0], x - first[1])] = np.nan
+    return alone
 
 
 def modes_of(given: int | Sequence[tuple[int, int]], name: str) -> list[tuple[int, int]]:
@@ -356,7 +376,8 @@ def _neighbours(images, mu, noise, background, beads):
         for a in (images - mu, mu + noise, mu - background[:, None, None])
     )
     strange = (excess > 6 * np.sqrt(np.maximum(error, 1e-9))) & (excess > 0.5 * light)
-    return ndimage.binary_dilation(strange, np.ones((1, 5, 5)))
+    strange = ndimage.binary_dilation(strange, np.ones((1, 5, 5)))
+    return strange & (strange.mean((1, 2), keepdims=True) < 0.4)  # else it is the model that does not fit
 
 
 def _report(joint, normal, pupil, theta, mu, data, heights, count):
