@@ -13,7 +13,7 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
-NAMES = {"cpu": ("gaussian", "encoder", "fitting", "kernels", "retrieval"), "gpu": ("kernels",)}
+NAMES = {"cpu": ("gaussian", "encoder", "fitting", "kernels", "pupil", "retrieval"), "gpu": ("kernels",)}
 
 
 def main() -> None:

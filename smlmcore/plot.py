@@ -44,6 +44,60 @@ def report(
     return figure
 
 
+def pupil(psf: Any, shape: tuple[int, int] = (31, 31), planes: int = 5) -> Figure:
+    """What a `psf.Pupil` looks like: magnitude and phase, its Zernike coefficients, xy at `planes` z, and xz.
+
+    >>> from smlmcore import psf
+    >>> len(pupil(psf.Pupil(1.2, 0.6, 1.33, 1.33, 0.1, zernike={(2, 2): 0.5}), (15, 15)).axes) > 5
+    True
+    """
+    from .psf import zernike
+
+    psf, (low, high) = psf.detach(), psf.z_range
+    figure = Figure(figsize=(13, 7.6), layout="constrained")
+    top, bottom = figure.subfigures(2, 1)
+    magnitude, phase, bars = top.subplots(1, 3, width_ratios=[1, 1, 1.6])
+    outside = ~psf.inside
+    shown = {
+        "magnitude": np.ones(outside.shape) if psf.magnitude is None else psf.magnitude,
+        "phase (rad)": psf.aberration(),
+    }
+    for axis, (title, values) in zip((magnitude, phase), shown.items(), strict=True):
+        most = np.abs(values[~outside]).max() or 1
+        limits = {"cmap": "viridis", "vmin": 0} if title == "magnitude" else {"cmap": "RdBu_r", "vmin": -most}
+        image = axis.imshow(np.ma.masked_where(outside, values), vmax=most, extent=(-1, 1, 1, -1), **limits)
+        figure.colorbar(image, ax=axis, shrink=0.8)
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+        axis.set_title(title, color=INK)
+    names = zernike.label(psf.modes)
+    bars.barh(range(len(names)), psf.zernike, color=np.where(psf.zernike < 0, SECOND, ACCENT))
+    bars.set(yticks=range(len(names)), yticklabels=names, xlabel="coefficient (rad RMS)")
+    bars.invert_yaxis()
+    bars.axvline(0, color=FAINT, lw=0.8)
+    bars.set_title("Zernike coefficients", color=INK)
+    bars.spines[["top", "right"]].set_visible(False)
+
+    axes = bottom.subplots(1, planes + 1, width_ratios=[1] * planes + [1.3])
+    z = np.linspace(low, high, 41)
+    volume = psf.volume(z, shape)
+    for axis, i in zip(axes, np.linspace(0, len(z) - 1, planes).round().astype(int), strict=False):
+        axis.imshow(volume[i], cmap="inferno", vmin=0)
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(f"z = {z[i]:+.2f} µm", color=INK)
+    half = (shape[1] - 1) / 2 * psf.pixel_size
+    axes[-1].imshow(
+        volume[:, shape[0] // 2],
+        cmap="inferno",
+        vmin=0,
+        origin="lower",
+        extent=(-half, half, low, high),
+        aspect="equal",
+    )
+    axes[-1].set(xlabel="x (µm)", ylabel="z (µm)")
+    return figure
+
+
 def _samples(figure: Any, images: np.ndarray, prediction: np.ndarray, read_noise: float) -> None:
     """Three rows: data, prediction, and residual in units of its standard deviation."""
     residual = (images - prediction) / np.sqrt(prediction + read_noise**2)

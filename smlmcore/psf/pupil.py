@@ -126,6 +126,11 @@ class Pupil(PSF):
         twin._set(zernike, modes, phase, magnitude)
         return twin
 
+    def detach(self) -> Pupil:
+        """The same PSF with NumPy arrays in place of Tensors and of arrays on a GPU."""
+        maps = (None if v is None else backend.to_cpu(_data(v)) for v in (self.zernike, self.phase, self.magnitude))
+        return self.replace(**dict(zip(("zernike", "phase", "magnitude"), maps, strict=True)))
+
     def _set(self, coefficients: Any, modes: Any, phase: Any, magnitude: Any) -> None:
         """Take over aberrations that are given, checked."""
         self._made: dict[Any, Any] = {}  # fields by dtype and array library
@@ -185,6 +190,31 @@ class Pupil(PSF):
         polynomials = xp.asarray((self.polynomials() * self.inside).reshape(-1, m * m), self.zernike.dtype)
         total = ops.matmul(self.zernike, polynomials).reshape(m, m)
         return total if self.phase is None else total + self.phase * xp.asarray(self.inside, self.phase.dtype)
+
+    def remove_tip_tilt_defocus(self) -> tuple[Pupil, dict[str, float]]:
+        """The pupil without the phases that only move its image, and how far they do: (pupil, {"x", "y", "z"}).
+
+        Piston, tip, tilt and the phase of a change of z (k_z, not the Zernike defocus) are fitted to the aberration
+        jointly, by least squares over the aperture, and taken off the pixel-wise `phase`.  An image of this pupil at
+        x, y (pixels), z (um) is one of the new pupil at x + shift["x"], y + shift["y"], z + shift["z"] (exactly so for
+        waves that are not evanescent).
+
+        >>> p = Pupil(1.2, 0.6, 1.33, 1.33, 0.1, zernike={(1, 1): 0.5, (2, 2): 0.3}, samples=32)
+        >>> pupil, shift = p.remove_tip_tilt_defocus()
+        >>> round(shift["x"], 3), round(abs(shift["z"]), 3)
+        (-0.796, 0.0)
+        """
+        xp = backend.module(_data(self.zernike), _data(self.phase), name="remove_tip_tilt_defocus")
+        m, a = self.samples, aperture(self.optics)
+        u = (np.arange(m) + 0.5) * 2 / m - 1
+        design = np.stack([np.ones((m, m)), *np.meshgrid(u, u), a.axial.real - a.axial.real.max()])
+        flat, weight = xp.asarray(design.reshape(4, -1)), xp.asarray(a.weight.ravel())
+        aberration = _data(self.aberration()).astype(np.float64)
+        found = xp.linalg.solve((flat * weight) @ flat.T, (flat * weight) @ aberration.ravel())
+        phase = 0 if self.phase is None else _data(self.phase)
+        pupil = self.replace(phase=phase - (found @ flat).reshape(m, m) * xp.asarray(self.inside))
+        _, u, v, z = map(float, found)
+        return pupil, {"x": -2 * u / (m * self.step), "y": -2 * v / (m * self.step), "z": z}
 
     def _fields(self, xp: Any, dtype: Any) -> tuple[Any, ...]:
         """What the kernels take: pupil (c, 2, m, m), axial (2, m, m), and the energy: constant part, others, decay.
@@ -311,11 +341,12 @@ class Pupil(PSF):
 
     # ---------------------------------------------------------------- sampling
 
-    def samples_needed(self, shape: tuple[int, int], z: Any) -> int:
-        """Samples across the pupil that images of `shape` at `z` (um) need.
+    def samples_needed(self, shape: tuple[int, int], z: Any, light: float = 1.0) -> int:
+        """Samples across the pupil that images of `shape` at `z` (um) need, for the part `light` of the pupil.
 
         The phase turns by less than pi from one sample to the next, du < pi / max |phase slope|; with fewer, copies of
-        the image come into the field.  (A pixel-wise `phase` is not looked at: it is what its samples say.)
+        the image come into the field.  (A pixel-wise `phase` is not looked at: it is what its samples say.)  At the
+        critical angle of an emitter in water the slope has no bound, for very little light.
 
         >>> psf = Pupil(1.4, 0.6, 1.518, 1.518, 0.05, vectorial=False)
         >>> psf.samples_needed((128, 128), [-1.6, 1.6])
@@ -326,27 +357,27 @@ class Pupil(PSF):
         if not z.size:
             return 1
         axial, inside = aperture(self.optics).axial.real, self.inside
-        phase = _depth_phase(self.optics) + np.einsum(
-            "k,kvu->vu", backend.to_cpu(_data(self.zernike)), self.polynomials()
-        )
-        lateral = self.step * (max(shape) - 1) / 2
+        if "phase" not in self._made:
+            phase = np.einsum("k,kvu->vu", backend.to_cpu(_data(self.zernike)), self.polynomials())
+            self._made["phase"] = phase + _depth_phase(self.optics)
         most = 0.0
         for end in {float(z.min()), float(z.max())}:
-            turned = phase + axial * end
+            turned = self._made["phase"] + axial * end
             for a, seen in ((turned, inside), (turned.T, inside.T)):
                 change = np.abs(np.diff(a, axis=0))[seen[1:] & seen[:-1]]
-                most = max(most, float(change.max()))
-        return math.ceil(self.samples * (most + lateral) / math.pi)
+                rank = math.ceil(light * len(change)) - 1
+                most = max(most, float(np.partition(change, rank)[rank]))
+        return math.ceil(self.samples * (most + self.step * (max(shape) - 1) / 2) / math.pi)
 
     def check_sampling(self, shape: tuple[int, int], z: Any = None) -> None:
-        """Raise `ValueError` if the samples are too few for images of `shape` at `z`, default all of `z_range`."""
+        """Raise `ValueError` if over 2 % of the pupil is too coarse for images of `shape` at `z` (or `z_range`)."""
         z = self.z_range if z is None else z
-        needed = self.samples_needed(shape, z)
-        if needed > self.samples:
+        if self.samples_needed(shape, z, light=0.98) > self.samples:
             extent = float(np.nanmax(np.abs(backend.to_cpu(_data(z)))))
             raise ValueError(
                 f"Pupil with {self.samples} samples is too coarse for images of {tuple(shape)} pixels at |z| up to "
-                f"{extent:.3g} um with these aberrations; give samples={needed} or more, or a smaller field or z range"
+                f"{extent:.3g} um with these aberrations; give samples={self.samples_needed(shape, z)} or more, or a "
+                "smaller field or z range"
             )
 
     # ---------------------------------------------------------------- fitting
@@ -360,6 +391,7 @@ class Pupil(PSF):
 
     def bounds(self, shape: tuple[int, int]) -> dict[str, Bounds]:
         """Bounds of each parameter when fitted to images of `shape`; z stays in `z_range`."""
+        self.check_sampling(shape)
         return {**super().bounds(shape), "z": Bounds(*self.z_range, 0.1)}
 
     def guess(self, found: dict[str, Any], data: Any, weights: Any) -> dict[str, Any]:
