@@ -132,6 +132,7 @@ def _calibrate_parser(commands: Any) -> None:
     _number(p, "--zernike", int, "modes of the phase, in Noll's order", 36)
     _number(p, "--magnitude", int, "modes of the magnitude", 0)
     _number(p, "--bead", float, "diameter of the beads, µm", 0.0)
+    _number(p, "--blur", float, "blur of the images, standard deviation in pixels", 0.0)
     p.add_argument("--free", nargs="+", default=(), metavar="NAME", help="optics to fit: na wavelength blur ...")
     p.add_argument("--scalar", action="store_true", help="scalar model, faster; default vectorial")
     p.add_argument("--drift", action="store_true", help="each slice has its own x and y")

@@ -17,7 +17,7 @@ other one, and what is known of the microscope (the direction of z, the sign of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -106,7 +106,10 @@ def twin(pupil: Pupil) -> Pupil:
     True
     """
     sign = np.array([-1 if n % 2 == 0 else 1 for n, _ in pupil.modes])
-    return pupil.replace(zernike=pupil.zernike * sign)
+    other = pupil.replace(zernike=pupil.zernike * sign)
+    if pupil.report is not None:
+        other.report = replace(pupil.report, parameters=pupil.report.parameters * [1, 1, -1, 1, 1])
+    return other
 
 
 def _check(images: Any, psf: Pupil, variance: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -161,6 +161,9 @@ def retrieve(
         "na": na, "wavelength": wavelength, "n_immersion": n_immersion, "n_medium": n_medium, "pixel_size": pixel_size,
         "moves": moves, **settings,
     }  # fmt: skip
+    for name, least in (("blur", 0.5), ("bead", 0.1)):  # the derivative by either is 0 at 0
+        if name in optics:
+            common[name] = max(common.get(name, 0.0), least)
     model = Pupil(**common, vectorial=vectorial, samples=samples or 64)
     spread = (heights.max() - heights.min()) / 2
     model.z_range = (-float(spread) - 0.3, float(spread) + 0.3)
