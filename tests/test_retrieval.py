@@ -78,6 +78,20 @@ def test_magnitude_and_optics_are_fitted_on_request():
     assert pupil.optics.na == report.optics["na"]
 
 
+def test_pixels_take_what_few_modes_cannot():
+    truth, data = stack(6, photons=50_000.0)
+    few = {"zernike": 6, "samples": 40}
+    modes, both = found(data, **few), found(data, pixels=0.05, **few)
+    assert modes.report.residual > 3
+    assert both.report.residual < 0.5 * modes.report.residual
+    p = psf.Pupil(**OPTICS, moves="stage", zernike=truth, samples=40)
+    remaining = [
+        (q.remove_tip_tilt_defocus()[0].aberration() - p.remove_tip_tilt_defocus()[0].aberration())[p.inside].std()
+        for q in (modes, both)
+    ]
+    assert remaining[1] < 0.6 * remaining[0]
+
+
 def test_wrong_input_gets_one_clear_error():
     data = np.ones((5, 11, 11))
     for wrong, says in (

@@ -22,10 +22,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, optimize
 from tqdm import tqdm
 
 from .. import backend
+from ..autograd import Tensor
+from ..loss import PoissonGaussian
 from . import moments, zernike
 from .joint import OPTICS, Joint, expected
 from .match import focus
@@ -117,6 +119,7 @@ def retrieve(
     variance: Any = 0.0,
     saturation: float | None = None,
     drift: bool = False,
+    pixels: float = 0.0,
     vectorial: bool = True,
     moves: str = "stage",
     samples: int | None = None,
@@ -139,8 +142,10 @@ def retrieve(
 
     `variance`: read-noise variance, photoelectrons squared.  `saturation`: pixels from this value on are left out;
     default: where the largest value occurs in more than two pixels, these.  A neighbour in the field, light that the
-    model has no place for, is found and left out.  `drift`: x and y of each slice by themselves.  `samples`: of the
-    pupil, default as many as are needed.  `starts`: the most coarse fits, random from `seed`.
+    model has no place for, is found and left out.  `drift`: x and y of each slice by themselves.  `pixels`: if not 0,
+    each sample of the pupil gets a phase of its own besides, the pupil's `phase`, that may differ from its neighbour's
+    by about as many radians (0.05 is much).  `samples`: of the pupil, default as many as are needed.  `starts`: the
+    most coarse fits, random from `seed`.
 
     Raises `ValueError` that names the input.
 
@@ -173,7 +178,11 @@ def retrieve(
             bar.update(count - bar.n)
             if search.explained():
                 break
-    found = _refined(model, search, data, variance, heights, phase, inner, tuple(optics), drift, samples, count)
+    joint, normal = _refined(model, search, data, variance, heights, phase, inner, tuple(optics), drift, samples)
+    errors = np.sqrt(np.diag(joint.covariance(normal)))
+    if pixels:
+        _pixelwise(joint, pixels)
+    found = _report(joint, errors, data.shape, heights, count)
     found.pupil.report = found
     return found.pupil
 
@@ -333,8 +342,8 @@ def bright(pupil, places, data, weights):
 # ---------------------------------------------------------------- the fit that counts
 
 
-def _refined(model, search, data, variance, heights, phase, inner, optics, drift, samples, count):
-    """The `Report` of the full fit to all beads, from the best coarse solution."""
+def _refined(model, search, data, variance, heights, phase, inner, optics, drift, samples):
+    """The full fit to all beads, from the best coarse solution: `Joint` at its end and its derivatives there."""
     _, coarse, theta = search.refined
     beads, nz, h, w = data.shape
     pupil = model.replace(zernike=coarse.zernike, modes=coarse.modes)
@@ -364,7 +373,7 @@ def _refined(model, search, data, variance, heights, phase, inner, optics, drift
             break
         images = np.where(np.repeat(strange, nz, 0), np.nan, images)
         pupil = pupil.replace(magnitude=np.ones((pupil.samples, pupil.samples))) if inner else pupil
-    return _report(joint, normal, pupil, theta, mu, data, heights, count)
+    return joint, normal
 
 
 def _neighbours(images, mu, noise, background, beads):
@@ -383,15 +392,51 @@ def _neighbours(images, mu, noise, background, beads):
     return strange & (strange.mean((1, 2), keepdims=True) < 0.4)  # else it is the model that does not fit
 
 
-def _report(joint, normal, pupil, theta, mu, data, heights, count):
-    beads, nz = data.shape[:2]
+def _pixelwise(joint, roughness, rounds=3):
+    """Give each sample of the pupil a phase of its own, in turn with the parameters of the emitters.
+
+    Maximises the likelihood less sum (difference of neighbours)^2 / (2 roughness^2) by L-BFGS, through autograd.
+    """
+    psf, shape = joint.psf, joint.data.shape[1:]
+    m, inside = psf.samples, psf.inside
+    pairs = [inside[1:] & inside[:-1], inside[:, 1:] & inside[:, :-1]]
+    extra = np.zeros((m, m))
+
+    def objective(flat, theta):
+        pixels = Tensor(flat.reshape(m, m))
+        mu = psf.replace(phase=pixels).render(*theta.T, shape=shape)
+        nats = loss(mu, data, joint.noise).sum()
+        down, right = pixels[1:] - pixels[:-1], pixels[:, 1:] - pixels[:, :-1]
+        rough = ((down * down) * pairs[0]).sum() + ((right * right) * pairs[1]).sum()
+        total = nats + rough * (0.5 / roughness**2)
+        total.backward()
+        return float(total.data), pixels.grad.ravel()
+
+    loss, data = PoissonGaussian(exact=False), np.where(joint.seen, joint.data, np.nan)
+    for _ in range(rounds):
+        found = optimize.minimize(
+            objective, extra.ravel(), args=(joint.theta,), jac=True, method="L-BFGS-B", options={"maxiter": 40}
+        )
+        extra = found.x.reshape(m, m) * inside
+        own = Joint(
+            psf.replace(zernike=[], modes=[], phase=psf.aberration() + extra), joint.data, joint.theta,
+            np.where(joint.seen, joint.noise, np.inf), bead=joint.bead, own_xy=0 in joint.own,
+        )  # fmt: skip
+        own.run(5)
+        joint.theta = own.theta
+    joint.psf = psf.replace(phase=extra)
+
+
+def _report(joint, errors, stacks, heights, count):
+    (beads, nz), pupil, theta = stacks[:2], joint.psf, joint.theta
+    mu = expected(pupil, theta, stacks[2:])
+    chi2 = np.where(joint.seen, (joint.data - mu) ** 2 / np.maximum(mu + joint.noise, 1e-6), 0).sum()
     k, last = len(joint.phase), len(joint.phase) + len(joint.magnitude)
-    errors = np.sqrt(np.diag(joint.covariance(normal)))
     parameters = len(joint.shared) + len(joint.own) * len(theta) + len(joint.common) * beads
     free = max(int(joint.seen.sum()) - parameters, 1)
     spread = np.where(joint.seen, 2 + 1 / np.maximum(mu + joint.noise, 1e-6), 0).sum()
     places = theta.reshape(beads, nz, 5)
-    seen = joint.seen.reshape(data.shape)
+    data = np.where(joint.seen, joint.data, np.nan)
     return Report(
         pupil=pupil,
         errors=errors[:k],
@@ -404,12 +449,12 @@ def _report(joint, normal, pupil, theta, mu, data, heights, count):
         z=places[:, 0, 2] - heights[0],
         photons=places[:, :, 3],
         background=places[:, :, 4],
-        residual=float(normal.chi2.sum() / free),
+        residual=float(chi2 / free),
         residual_error=float(np.sqrt(spread) / free),
         masked=float(1 - joint.seen.mean()),
         starts=count,
         z_planes=heights,
-        data=np.where(seen, data, np.nan),
-        model=mu.reshape(data.shape),
-        noise=joint.noise.reshape(data.shape),
+        data=data.reshape(stacks),
+        model=mu.reshape(stacks),
+        noise=joint.noise.reshape(stacks),
     )
