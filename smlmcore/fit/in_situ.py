@@ -25,10 +25,11 @@ from tqdm import tqdm
 
 from .. import backend
 from ..psf import Pupil
+from ..psf.base import PSF
 from ..psf.joint import Joint
 from ..psf.match import place
 from ..psf.retrieval import modes_of
-from .problem import limits
+from .problem import Limits
 from .refine import lockstep
 
 FEW = 256  # images of a start
@@ -170,11 +171,18 @@ def _settled(pupil, images, variance, theta=None):
 def _maximum(pupil, images, variance, theta):
     """Fits of each image for itself."""
     low, high = pupil.z_range
-    given = limits(pupil, images.shape[1:], bounds={"z": (low - 0.2, high + 0.2)})
+    own = PSF.bounds(pupil, images.shape[1:])  # while it is learned, a pupil may be too coarse for its corners
+    own["z"] = own["z"]._replace(lower=low - 0.2, upper=high + 0.2)
+    fixed = np.zeros(5, bool)
+    given = Limits(*np.array([own[name] for name in pupil.names]).T, fixed, np.full(5, np.nan))
     return lockstep(pupil, images, variance, theta, given, max_iterations=6, tolerance=0.1)
 
 
 def _finish(pupil, images, variance, phase, results):
+    needed = pupil.samples_needed(images.shape[1:], pupil.z_range)
+    if needed > pupil.samples:
+        settings = {**pupil._settings(), "samples": needed + needed % 2}
+        pupil = Pupil(**settings, zernike=pupil.zernike, modes=pupil.modes)
     theta = _settled(pupil, images, variance)
     used = np.isfinite(theta).all(1)
     for last in (False, True):
