@@ -31,7 +31,7 @@ demo: .venv/run.stamp  ## simulate a movie (or take MOVIE=path, ARGS="--offset 1
 	$(BIN)/smlmcore fit '$(MOVIE)' --out $(DEMO)/result --overwrite $(ARGS)
 
 test: .venv/test.stamp  ## all tests
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 bench: .venv/bench.stamp  ## benchmarks beside their peers (ONLY=fitting for one), JSON to bench/results/
 	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python -m bench $(ONLY) $(ARGS)

@@ -19,7 +19,11 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["smlmcore", "smlmcore.*"]), "smlmcore.kernels"],
     package_dir={"smlmcore.kernels": "kernels"},
-    package_data={"smlmcore": ["*.h"], "smlmcore.kernels": ["*.cu", "*.cuh"]},
+    package_data={
+        "smlmcore": ["*.h"],
+        "smlmcore.fit": ["*.template"],
+        "smlmcore.kernels": ["*.cu", "*.cuh"],
+    },
     install_requires=[
         "numpy>=2.0",
         "scipy>=1.13",
@@ -33,7 +37,8 @@ setup(
     extras_require={
         "gpu-cuda12": ["cupy-cuda12x>=13"],
         "gpu-cuda13": ["cupy-cuda13x>=13.6"],
-        "test": ["pytest>=8", "pytest-benchmark", "ruff", "nvidia-cuda-nvrtc>=13"],
+        "test": ["pytest>=8", "pytest-benchmark", "pytest-xdist", "ruff", "nvidia-cuda-nvrtc>=13", "dask", "distributed"],
+        "dask": ["dask", "distributed"],
         "bench": ["pytest-benchmark", "picassosr", "torch"],
     },
     entry_points={"console_scripts": ["smlmcore = smlmcore.cli:main"]},

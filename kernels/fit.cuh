@@ -7,8 +7,10 @@
 //
 // A PSF is a type with P parameters and
 //     struct Tables                                                        shared memory of one warp
-//     static void prepare(const REAL* theta, Tables& t, int lane)          fill the tables, all lanes together
-//     static REAL pixel(const REAL* theta, const Tables& t, int p, REAL* d)     value at pixel p, its P derivatives in d
+//     static void prepare(const REAL* theta, const REAL* constants, Tables& t, int lane)    fill them, all lanes together
+//     static REAL pixel(const REAL* theta, const REAL* constants, const Tables& t, int p, REAL* d)
+//                                                                          value at pixel p, its P derivatives in d
+// `constants` are those of the PSF: nothing, a calibration, the coefficients of a spline.
 #include "reduce.cuh"
 
 enum Status { CONVERGED, MAX_ITERATIONS, AT_BOUND, SINGULAR, INVALID };
@@ -21,13 +23,29 @@ template <int P> struct Limits {
 // What the pixels say about parameters: all sums over the image, in the order in which they are summed.
 template <int P> struct Sums {
     static constexpr int FISHER = P, COUNT = P + P * (P + 1) / 2 + 3;
-    static_assert(COUNT <= 32, "one number in each lane");
     REAL of[COUNT];  // gradient, lower triangle of the Fisher information, then:
     __device__ REAL& deviance() { return of[COUNT - 3]; }  // half of it: what is made small
     __device__ REAL& doubt() { return of[COUNT - 2]; }     // its rounding error is a few epsilon of this
     __device__ REAL& chi2() { return of[COUNT - 1]; }
     __device__ REAL& fisher(int a, int b) { return of[FISHER + a * (a + 1) / 2 + b]; }
 };
+
+// Shared memory of one warp.
+template <class PSF> struct Shared {
+    typename PSF::Tables tables;
+    Sums<PSF::P> now;     // of the fit as it stands
+    REAL trial[PSF::P];   // parameters that are tried
+    REAL exchange[32];
+};
+
+// Hand the sums, which all lanes hold, to shared memory: registers are for those being added up.
+template <int P> __device__ inline void keep(const Sums<P>& from, Sums<P>& to, int lane) {
+    __syncwarp();
+#pragma unroll
+    for (int k = 0; k < Sums<P>::COUNT; k++)
+        if (lane == k % 32) to.of[k] = from.of[k];
+    __syncwarp();
+}
 
 constexpr REAL EPSILON = sizeof(REAL) == 4 ? REAL(1.2e-7) : REAL(2.2e-16);
 
@@ -40,11 +58,12 @@ struct Pixel {
     }
 };
 
-template <class PSF> __device__ void evaluate(const REAL* theta, const REAL* spot, const REAL* variance,
-                                              typename PSF::Tables& tables, REAL* exchange, int lane,
+template <class PSF> __device__ void evaluate(const REAL* theta, const REAL* constants, const REAL* spot,
+                                              const REAL* variance, Shared<PSF>& shared, int lane,
                                               Sums<PSF::P>& sums) {
     constexpr int P = PSF::P;
-    PSF::prepare(theta, tables, lane);
+    __syncwarp();  // the tables are about to be written again
+    PSF::prepare(theta, constants, shared.tables, lane);
     __syncwarp();
 #pragma unroll
     for (int k = 0; k < Sums<P>::COUNT; k++) sums.of[k] = 0;
@@ -52,7 +71,7 @@ template <class PSF> __device__ void evaluate(const REAL* theta, const REAL* spo
         Pixel pixel;
         if (!pixel.read(spot, variance, p)) continue;
         REAL d[P];
-        const REAL value = PSF::pixel(theta, tables, p, d), m = value + pixel.v, w = 1 / m;
+        const REAL value = PSF::pixel(theta, constants, shared.tables, p, d), m = value + pixel.v, w = 1 / m;
         const REAL excess = pixel.x - m, r = excess * w;
 #pragma unroll
         for (int a = 0; a < P; a++) {
@@ -66,7 +85,7 @@ template <class PSF> __device__ void evaluate(const REAL* theta, const REAL* spo
         sums.doubt() += fabs(excess);
         sums.chi2() += (pixel.d - value) * (pixel.d - value) * w;
     }
-    warp_sums(sums.of, exchange, lane);
+    warp_sums_of_many(sums.of, shared.exchange, lane);
 }
 
 // log(x^x exp(-x) / Gamma(x + 1)): what the likelihood has beyond the deviance.
@@ -137,14 +156,15 @@ template <int P> __device__ inline unsigned pushed(const REAL (&theta)[P], const
 }
 
 template <class PSF>
-__device__ void fit_image(const REAL* spot, const REAL* variance, const REAL* initial, const Limits<PSF::P>& limits,
-                          int max_iterations, REAL tolerance, typename PSF::Tables& tables, REAL* exchange, int lane,
-                          REAL* parameters, REAL* errors, REAL* log_likelihood, REAL* chi2, int* status,
+__device__ void fit_image(const REAL* spot, const REAL* variance, const REAL* initial, const REAL* constants,
+                          const Limits<PSF::P>& limits, int max_iterations, REAL tolerance, Shared<PSF>& shared,
+                          int lane, REAL* parameters, REAL* errors, REAL* log_likelihood, REAL* chi2, int* status,
                           int* iterations) {
     constexpr int P = PSF::P;
     const REAL nan = log(REAL(-1));
-    REAL theta[P], trial[P], move[P], scale[P], matrix[P][P];
-    Sums<P> now, next;
+    REAL theta[P], move[P], scale[P], matrix[P][P];
+    Sums<P>& now = shared.now;
+    Sums<P> next;
     unsigned fixed = 0;
     int seen = 0, free = 0;
     bool infinite = false, valid = true;
@@ -162,6 +182,7 @@ __device__ void fit_image(const REAL* spot, const REAL* variance, const REAL* in
         free += !held;
         valid = valid && isfinite(initial[a]);
         theta[a] = held ? initial[a] : min(max(initial[a], limits.lower[a]), limits.upper[a]);
+        if (lane == a) shared.trial[a] = theta[a];
     }
     if (__any_sync(0xffffffffu, infinite) || !valid || seen <= free) {
         if (lane < P) parameters[lane] = errors[lane] = nan;
@@ -169,40 +190,49 @@ __device__ void fit_image(const REAL* spot, const REAL* variance, const REAL* in
         return;
     }
 
-    evaluate<PSF>(theta, spot, variance, tables, exchange, lane, now);
-    REAL damping = 0, previous, decrement = REAL(1e30);
+    __syncwarp();
+    evaluate<PSF>(shared.trial, constants, spot, variance, shared, lane, next);
+    keep(next, now, lane);
+    REAL damping = 0;
     int done = 0;
-    bool converged = false;
-    while (done < max_iterations && !converged) {  // all lanes hold the same numbers and go the same way
-        done++;
+    bool accepted = true, converged = false;
+    while (true) {  // all lanes hold the same numbers and go the same way
         const unsigned held = pushed<P>(theta, now, limits) | fixed;
-        scaled<P>(now, held, damping + (sizeof(REAL) == 4 ? REAL(1e-7) : REAL(1e-9)), scale, matrix);
-        if (!cholesky<P>(matrix, 0)) {
-            damping = max(10 * damping, REAL(1e-2)), decrement = REAL(1e30);
+        const REAL least = sizeof(REAL) == 4 ? REAL(1e-7) : REAL(1e-9);
+        scaled<P>(now, held, damping + least, scale, matrix);
+        const bool regular = cholesky<P>(matrix, 0);
+        REAL decrement = 0;
+        if (regular) {
+#pragma unroll
+            for (int a = 0; a < P; a++) move[a] = held >> a & 1 ? REAL(0) : now.of[a] / scale[a];
+            solve<P>(matrix, move);
+            // the square of the step ahead in standard errors is how far the maximum is
+#pragma unroll
+            for (int a = 0; a < P; a++) decrement += held >> a & 1 ? REAL(0) : move[a] / scale[a] * now.of[a];
+            converged = accepted && damping < REAL(1e-2) && decrement < tolerance * tolerance;
+        }
+        if (converged || done == max_iterations) break;
+        done++;
+        if (!regular) {
+            damping = max(100 * damping, REAL(1e-1));
             continue;
         }
 #pragma unroll
-        for (int a = 0; a < P; a++) move[a] = held >> a & 1 ? REAL(0) : now.of[a] / scale[a];
-        solve<P>(matrix, move);
-        previous = decrement, decrement = 0;
-#pragma unroll
         for (int a = 0; a < P; a++) {
-            const REAL d = move[a] / scale[a], most = limits.step[a] + limits.factor[a] * fabs(theta[a]);
-            decrement += d * (held >> a & 1 ? REAL(0) : now.of[a]);
-            const REAL to = min(max(theta[a] + min(max(d, -most), most), limits.lower[a]), limits.upper[a]);
-            trial[a] = held >> a & 1 ? theta[a] : to;
+            const REAL most = limits.step[a] + limits.factor[a] * fabs(theta[a]);
+            const REAL d = min(max(move[a] / scale[a], -most), most);
+            const REAL to = min(max(theta[a] + d, limits.lower[a]), limits.upper[a]);
+            if (lane == a) shared.trial[a] = held >> a & 1 ? theta[a] : to;
         }
-        __syncwarp();  // the tables are about to be written again
-        evaluate<PSF>(trial, spot, variance, tables, exchange, lane, next);
+        __syncwarp();
+        evaluate<PSF>(shared.trial, constants, spot, variance, shared, lane, next);
         const REAL slack = REAL(1e-9) * now.deviance() + 2 * EPSILON * next.doubt();
-        if (next.deviance() <= now.deviance() + slack) {
-            // steps shrink by a constant factor: the last two foretell the next one
-            const REAL square = tolerance * tolerance;
-            converged = damping < REAL(1e-2) && decrement < square && decrement / previous * decrement < square / 10;
-            damping /= 10;
-            now = next;
+        accepted = next.deviance() <= now.deviance() + slack;
+        if (accepted) {
+            damping = damping > REAL(1e-4) ? damping / 10 : REAL(0);
 #pragma unroll
-            for (int a = 0; a < P; a++) theta[a] = trial[a];
+            for (int a = 0; a < P; a++) theta[a] = shared.trial[a];
+            keep(next, now, lane);  // meets the other lanes, before any of them writes the next trial
         } else {
             damping = max(10 * damping, REAL(1e-2));
         }

@@ -27,6 +27,23 @@ template <int N> __device__ inline void warp_sums(REAL (&v)[N], REAL* exchange, 
     __syncwarp();
 }
 
+// The same for up to 64 numbers: first 32 of them, then the rest.
+template <int N> __device__ inline void warp_sums_of_many(REAL (&v)[N], REAL* exchange, int lane) {
+    if constexpr (N <= 32) {
+        warp_sums(v, exchange, lane);
+    } else {
+        REAL first[32], rest[N - 32];
+#pragma unroll
+        for (int k = 0; k < 32; k++) first[k] = v[k];
+#pragma unroll
+        for (int k = 32; k < N; k++) rest[k - 32] = v[k];
+        warp_sums(first, exchange, lane);
+        warp_sums(rest, exchange, lane);
+#pragma unroll
+        for (int k = 0; k < N; k++) v[k] = k < 32 ? first[k % 32] : rest[k < 32 ? 0 : k - 32];
+    }
+}
+
 // Sum of v over the block, complete in thread 0.  `scratch` is shared memory for one number per warp; blockDim.x is a
 // multiple of 32.  Safe to call again at once with the same scratch.
 __device__ inline REAL block_sum(REAL v, REAL* scratch) {

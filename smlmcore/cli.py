@@ -1,4 +1,4 @@
-"""The command `smlmcore`: simulate a movie, look into one, fit one, calibrate a PSF.
+"""The command `smlmcore`: simulate a movie, look into one, localize, learn, calibrate a PSF, view a report.
 
 Exit status: 0 success, 2 a mistake in the input or no room for the output (one line on stderr says which), 130 Ctrl-C.
 """
@@ -62,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
     _info_parser(commands)
     _fit_parser(commands)
     _calibrate_parser(commands)
+    _localize_parser(commands)
+    _view_parser(commands)
     return top
 
 
@@ -96,7 +98,8 @@ def _fit_parser(commands: Any) -> None:
         "fit",
         help="turn a movie into a table of localizations",
         description="Find the spots of a movie, train a model on them without labels, and write the localizations. "
-        "Camera settings come from the movie's metadata where they are not given here.",
+        "Camera settings come from the movie's metadata where they are not given here, and are guessed from its noise "
+        "where neither says anything.",
     )
     p.add_argument("movie", type=Path, help="TIFF or Picasso .raw")
     p.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="folder for the results (default: MOVIE.fit)")
@@ -114,33 +117,70 @@ def _fit_parser(commands: Any) -> None:
 def _calibrate_parser(commands: Any) -> None:
     p = commands.add_parser(
         "calibrate",
-        help="retrieve the PSF from bead stacks",
-        description="Find the beads in stacks of known focus, and the pupil behind them by maximum likelihood. "
-        "Writes pupil.npz, report.json and report.png.",
+        help="learn a PSF from z-stacks of beads",
+        description="Find the beads in z-stacks and write the PSF behind them (psf.npz) with a report: a spline through "
+        "their registered average, or the pupil that is likeliest to have made them.  Camera settings come from the files' metadata where they are not given here.",
     )
-    p.add_argument("stacks", type=Path, nargs="+", metavar="STACK", help="TIFF or Picasso .raw, one slice per frame")
-    p.add_argument("--psf", choices=("pupil",), default="pupil", help="kind of PSF (default: pupil)")
+    p.add_argument("stacks", type=Path, nargs="+", metavar="STACK", help="z-stack of beads, TIFF or Picasso .raw")
+    p.add_argument("--psf", choices=("spline", "pupil"), default="spline", help="kind of PSF (default: spline)")
+    p.add_argument("--z-step", type=float, required=True, metavar="N", help="distance of the slices, µm")
     p.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="folder for the results (default: STACK.psf)")
-    for name, text in (
-        ("na", "numerical aperture"),
-        ("wavelength", "of the light, µm"),
-        ("z-step", "µm between slices"),
-    ):
-        p.add_argument(f"--{name}", type=float, required=True, metavar="N", help=text)
-    _number(p, "--n-immersion", float, "refractive index of the immersion medium", 1.518)
-    _number(p, "--n-medium", float, "refractive index around the beads (default: that of the immersion)")
-    _number(p, "--zernike", int, "modes of the phase, in Noll's order", 36)
-    _number(p, "--magnitude", int, "modes of the magnitude", 0)
-    _number(p, "--bead", float, "diameter of the beads, µm", 0.0)
-    _number(p, "--blur", float, "blur of the images, standard deviation in pixels", 0.0)
-    p.add_argument("--free", nargs="+", default=(), metavar="NAME", help="optics to fit: na wavelength blur ...")
-    p.add_argument("--scalar", action="store_true", help="scalar model, faster; default vectorial")
-    p.add_argument("--drift", action="store_true", help="each slice has its own x and y")
-    _number(p, "--box", int, "odd side of the boxes cut around beads, pixels", 33)
-    _number(p, "--beads", int, "most beads of a stack", 5)
+    _number(p, "--box", int, "odd side of the beads' images, pixels", 25)
+    _number(p, "--sigma", float, "usual width of a bead's image, pixels", 1.5)
+    _number(p, "--threshold", float, "least height of a bead in the summed stack, standard deviations of noise", 20.0)
+    _number(p, "--smooth", float, "of a spline: width of the filter along z, µm", 0.1)
+    pupil = p.add_argument_group("a pupil's optics")
+    _number(pupil, "--na", float, "numerical aperture")
+    _number(pupil, "--wavelength", float, "of the light, µm")
+    _number(pupil, "--n-immersion", float, "refractive index of the immersion medium", 1.518)
+    _number(pupil, "--n-medium", float, "refractive index around the beads (default: that of the immersion)")
+    _number(pupil, "--zernike", int, "modes of the phase, in Noll's order", 36)
+    _number(pupil, "--magnitude", int, "modes of the magnitude", 0)
+    _number(pupil, "--bead", float, "diameter of the beads, µm", 0.0)
+    _number(pupil, "--blur", float, "blur of the images, standard deviation in pixels", 0.0)
+    pupil.add_argument("--free", nargs="+", default=(), metavar="NAME", help="optics to fit: na wavelength blur ...")
+    pupil.add_argument("--scalar", action="store_true", help="scalar model (default: vectorial)")
+    pupil.add_argument("--drift", action="store_true", help="each slice has its own x and y")
     _camera_arguments(p)
     _output_arguments(p)
     p.set_defaults(run=_calibrate)
+
+
+def _localize_parser(commands: Any) -> None:
+    p = commands.add_parser(
+        "localize",
+        help="from movies to a table, an image and a report",
+        description="Find and fit all molecules of a movie (or of several, one after another), correct the drift, link, "
+        "render, and score where NAME.truth.hdf5 lies beside the movie.  A run that was interrupted goes on when "
+        "it is started again.  Camera settings come from the movie's metadata where they are not given here.",
+    )
+    p.add_argument("movies", type=Path, nargs="*", metavar="MOVIE", help="TIFF or Picasso .raw")
+    p.add_argument("-o", "--out", type=Path, metavar="DIR", help="folder for the results (default: MOVIE.localize)")
+    p.add_argument("--settings", type=Path, metavar="FILE", help="settings.yaml of an earlier run, to repeat it")
+    p.add_argument("--method", choices=("fit",), help="how to localize (default: fit, maximum likelihood)")
+    _number(p, "--sigma", float, "width of the PSF, pixels (default: found out from the movie)")
+    _number(p, "--box", int, "odd side of the images that are fitted, pixels (default: by sigma)")
+    _number(p, "--threshold", float, "least height of a spot, standard deviations of the noise")
+    _number(p, "--false-positives", float, "instead: peaks of mere noise in each frame (default: 0.01)")
+    _number(p, "--gap", int, "dark frames within an event (default: 1)")
+    _number(p, "--zoom", float, "pixels of the image for each pixel of the camera (default: 8)")
+    p.add_argument("--no-drift", dest="undrift", action="store_const", const=False, help="do not correct the drift")
+    p.add_argument(
+        "--mark", type=float, nargs=2, action="append", metavar=("X", "Y"), dest="marks",
+        help="a bead to take the drift from, pixels; may be given several times",
+    )  # fmt: skip
+    p.add_argument("--csv", action="store_const", const=True, help="the table for ThunderSTORM as well")
+    _number(p, "--workers", int, "processes on this machine, by Dask (default: the threads of this one)")
+    p.add_argument("--scheduler", metavar="ADDRESS", help="an existing Dask cluster, such as tcp://host:8786")
+    _camera_arguments(p)
+    _output_arguments(p)
+    p.set_defaults(run=_localize)
+
+
+def _view_parser(commands: Any) -> None:
+    p = commands.add_parser("view", help="open a report", description="Open the report of a run in the web browser.")
+    p.add_argument("folder", type=Path, metavar="DIR", help="folder of results")
+    p.set_defaults(run=_view)
 
 
 def _number(p: argparse.ArgumentParser, name: str, kind: type, text: str, default: Any = None, **options: Any) -> None:
@@ -257,26 +297,85 @@ def _fit(movie: Path, out: Path | None, overwrite: bool, quiet: bool, **options:
 
 
 def _calibrate(
-    stacks: Sequence[Path], psf: str, out: Path | None, free: Sequence[str], scalar: bool, quiet: bool, **options: Any
+    stacks: Sequence[Path], z_step: float, out: Path | None, quiet: bool, scalar: bool, free: Sequence[str], **rest: Any
 ) -> None:
-    from .localize import beads
+    from . import calibrate
 
-    if options["box"] < 7 or options["box"] % 2 == 0:
-        raise ValueError(f"got --box {options['box']}; expected an odd number, 7 or more")
-    camera = {k: options.pop(k) for k in ("offset", "gain", "read_noise", "pixel_size")}
-    options["n_medium"] = options["n_medium"] or options["n_immersion"]
+    camera = {k: rest.pop(k) for k in ("offset", "gain", "read_noise", "pixel_size")}
+    optics = {k: rest.pop(k) for k in ("na", "wavelength", "n_immersion", "n_medium", "bead", "blur")}
+    optics["n_medium"] = optics["n_medium"] or optics["n_immersion"]
+    optics |= {k: rest.pop(k) for k in ("zernike", "magnitude", "drift")} | {"optics": free, "vectorial": not scalar}
+    if rest["psf"] == "pupil":
+        rest["optics"] = optics
+        if missing := [f"--{k}" for k in ("na", "wavelength") if optics[k] is None]:
+            raise ValueError(f"a pupil needs {' and '.join(missing)}")
     out = stacks[0].with_suffix(".psf") if out is None else out
-    report = beads.calibrate_pupil(stacks, out, camera, optics=free, vectorial=not scalar, quiet=quiet, **options)
+    report = calibrate.calibrate(stacks, out, z_step, camera=camera, quiet=quiet, **rest)
     if not quiet:
+        error = report["rms_z_error"]
+        low, high = report["z_range"]
         _show(
             {
-                "beads": len(report["beads"]),
-                "phase": f"{report['phase_rms']:.3f} rad RMS, {len(report['zernike'])} modes",
-                **{k: f"{v['value']:.4g} ± {v['error']:.2g}" for k, v in report["fitted_optics"].items()},
-                "residual": f"{report['residual']:.4g} (noise alone: 1 ± {report['residual_standard_deviation']:.2g})",
-                "files": f"{out}: {', '.join(beads.OUTPUTS)}",
+                "psf": out / "psf.npz",
+                "beads": f"{report['used']} used of {report['found']} found",
+                "z": f"{low:g} to {high:g} µm",
+                "z error": "no slice could be fitted" if error is None else f"{1000 * error:.1f} nm rms, of the slices",
+                **{k: f"{v['value']:.4g} ± {v['error']:.2g}" for k, v in report.get("fitted_optics", {}).items()},
+                **({"residual": f"{report['residual']:.4g} (noise alone: 1)"} if "residual" in report else {}),
             }
         )
+
+
+def _localize(movies: list[Path], out: Path | None, settings: Path | None, quiet: bool, **options: Any) -> None:
+    from . import data
+    from .localize.run import run
+
+    camera = {k: v for k in ("offset", "gain", "read_noise", "pixel_size") if (v := options.pop(k)) is not None}
+    options.pop("method")
+    given = {k: v for k, v in options.items() if v is not None}
+    if settings is not None:
+        stored = data.read_yaml(settings)
+        movies = movies or [Path(m) for m in stored.pop("movies", [])]
+        camera = {**(stored.pop("camera", None) or {}), **camera}
+        given = {**{k: v for k, v in stored.items() if v is not None and k != "movies"}, **given}
+    if not movies:
+        raise data.DataError("no movie given; name at least one file")
+    out = movies[0].with_suffix(".localize") if out is None else out
+    report = run(movies, out, camera, quiet=quiet, **given)
+    if not quiet:
+        sys.stdout.writelines(f"{line}\n" for line in _localized(report, out))
+
+
+def _localized(report: dict[str, Any], out: Path) -> Iterator[str]:
+    """The report's numbers for a reader, and where the files lie."""
+    yield f"{report['localizations']} localizations in {report['movie']['frames']} frames, {report['crowded']} in a crowd"
+    yield "status: " + ", ".join(f"{k.replace('_', ' ')} {n}" for k, n in report["status"].items() if n)
+    if "drift" in report:
+        d = report["drift"]
+        yield f"drift: {d['range_nm'][0]:.0f} x {d['range_nm'][1]:.0f} nm, known to {d['error_nm']:.1f} nm per frame"
+    if "resolution" in report:
+        yield f"resolution (FRC): {report['resolution']['frc_nm']:.0f} nm"
+    for field, scores in report.get("score", {}).items():
+        for radius, s in scores.items():
+            yield (
+                f"score, {field.replace('_', ' ')}, {radius} nm: Jaccard {s['jaccard']:.4f}, lateral RMSE "
+                f"{s['rmse_lateral']:.1f} nm, efficiency {s['efficiency']:.1f}"
+            )
+    yield "seconds: " + ", ".join(f"{stage} {s:.2f}" for stage, s in report["seconds"].items())
+    yield from (f"warning: {text}" for text in report["warnings"])
+    yield f"files in {out}: " + ", ".join(sorted(p.name for p in out.iterdir()))
+
+
+def _view(folder: Path) -> None:
+    import webbrowser
+
+    from . import data
+
+    page = folder / "report.html" if folder.is_dir() else folder
+    if not page.is_file():
+        raise data.DataError(f"{folder}: holds no report.html; give the folder of a smlmcore localize run")
+    if not webbrowser.open(page.resolve().as_uri()):
+        sys.stdout.write(f"no web browser found; open {page.resolve()}\n")
 
 
 def _show(rows: dict[str, Any]) -> None:
@@ -290,6 +389,8 @@ def _summary(report: dict[str, Any], out: Path) -> Iterator[str]:
     """The report's numbers for a reader, and where the files lie."""
     loss, status = report["loss"], {k: n for k, n in report["status"].items() if n}
     yield f"{report['localizations']} localizations of {report['spots']} spots in {report['movie']['frames']} frames"
+    if report["camera_from"].startswith("guessed"):
+        yield f"camera {report['camera_from']}; give --offset, --gain and --read-noise where you know them"
     yield "status: " + ", ".join(f"{k.replace('_', ' ')} {n}" for k, n in status.items())
     yield (
         f"loss on {loss['unseen_spots']} unseen spots: encoder {loss['encoder']:.4f}, refined {loss['refined']:.4f}, "

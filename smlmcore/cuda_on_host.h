@@ -238,6 +238,7 @@ template <class T> T atomicMin(T* p, same<T> v) { return replaced(p, v < *p ? v 
 template <class T> T atomicMax(T* p, same<T> v) { return replaced(p, v > *p ? v : *p); }
 template <class T> T atomicExch(T* p, same<T> v) { return replaced(p, v); }
 template <class T> T atomicCAS(T* p, same<T> expected, same<T> v) { return replaced(p, *p == expected ? v : *p); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 template <class T> T __ldg(const T* p) { return *p; }
 inline void __threadfence() {}
 inline void __threadfence_block() {}

@@ -43,7 +43,7 @@ def run(kernel: kernels.Kernel, inputs: Sequence[Any], outputs: Sequence[np.ndar
 
     >>> from smlmcore import testing
     >>> y, slope = np.empty(2), np.empty(2)
-    >>> run(testing.all_kernels()["gelu"], [np.array([0.0, 1.0])], [y, slope])
+    >>> run(testing.all_kernels()["activation"], [np.array([0.0, 1.0]), 2], [y, slope])
     >>> y.round(3)
     array([0.   , 0.841])
     """

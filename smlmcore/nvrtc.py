@@ -53,7 +53,7 @@ def compile_kernel(k: kernel.Kernel, architecture: int, dtype: Any) -> Usage:
     """Compile the CUDA body of a kernel; compile-time constants are those of its largest registered case.
 
     >>> from smlmcore import testing
-    >>> compile_kernel(testing.all_kernels()["gelu"], 80, "float32").spill
+    >>> compile_kernel(testing.all_kernels()["activation"], 80, "float32").spill
     0
     """
     sizes = [tuple(case[c] for c in k.cuda.constants) for case in k.cases]

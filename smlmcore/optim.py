@@ -18,12 +18,16 @@ Arrays may be NumPy or CuPy; float32 stays float32.  After optax (DeepMind, 2020
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from math import cos, pi
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
+from scipy.optimize import minimize
 
-from .backend import Array, module
+from . import kernel
+from .backend import Array, is_gpu, module
 
 Arrays = Mapping[str, Array]
 Schedule = Callable[[int], float]
@@ -90,10 +94,46 @@ def clip_global_norm(limit: float) -> Optimiser:
     return Optimiser(lambda parameters: (), update)
 
 
+# ---------------------------------------------------------------------------------------------- Adam, fused
+BLOCK = 1 << 14  # elements that one thread takes at a time
+SMALL = 1 << 13  # elements below which NumPy is as fast
+
+
+def _moments(g, m, v, settings, step, new_m, new_v):
+    """One step of Adam; `settings` are b1, b2, 1 / (1 - b1^t), 1 / (1 - b2^t) and eps."""
+    b1, b2, m_scale, v_scale, eps = settings
+    new_m[...] = b1 * m + (1 - b1) * g
+    new_v[...] = b2 * v + (1 - b2) * g * g
+    step[...] = m_scale * new_m / (np.sqrt(v_scale * new_v) + eps)
+
+
+@numba.njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath={"contract"})
+def _moments_cpu(g, m, v, settings, step, new_m, new_v):
+    b1, b2, m_scale, v_scale, eps = settings[0], settings[1], settings[2], settings[3], settings[4]
+    one = settings.dtype.type(1)
+    for block in numba.prange((g.size + BLOCK - 1) // BLOCK):
+        for i in range(block * BLOCK, min((block + 1) * BLOCK, g.size)):
+            new_m[i] = b1 * m[i] + (one - b1) * g[i]
+            new_v[i] = b2 * v[i] + (one - b2) * (g[i] * g[i])
+            step[i] = m_scale * new_m[i] / (np.sqrt(v_scale * new_v[i]) + eps)
+
+
+adam_kernel = kernel.register(
+    "adam",
+    "g[n] m[n] v[n] settings[5] -> step[n] new_m[n] new_v[n]",
+    _moments,
+    cpu=_moments_cpu,
+    cuda=kernel.Cuda("adam.cu", lambda dims: -(-dims["n"] // 128)),
+    sample=lambda rng, n: [rng.normal(size=n), rng.normal(size=n), rng.random(n), [0.9, 0.99, 1.5, 2.5, 1e-3]],
+    cases=tuple({"n": n} for n in (0, 1, 127, BLOCK + 3)),
+    bench={"n": 8_000_000},
+)
+
+
 def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Optimiser:
     """m̂ / (√v̂ + eps), with m and v the running means of g and g² and m̂, v̂ corrected for their start at zero.
 
-    Kingma & Ba 2015 (Adam).
+    Kingma & Ba 2015 (Adam).  One pass over each large array: three numbers read and three written for each parameter.
 
     >>> o = scale_by_adam()
     >>> o.update({"a": np.array([7.0])}, o.init({"a": np.zeros(1)}), {})[0]["a"].round(6)
@@ -106,26 +146,36 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Opti
     def update(gradients: Arrays, state: dict, parameters: Arrays) -> tuple[dict[str, Array], dict]:
         _check(gradients, state["m"])
         count = int(state["count"]) + 1
-        m_scale, v_scale = 1 / (1 - b1**count), 1 / (1 - b2**count)
+        settings = b1, b2, 1 / (1 - b1**count), 1 / (1 - b2**count), eps
         updates, means, squares = {}, {}, {}
         for name, g in gradients.items():
-            xp = module(g)
-            step = (1 - b1) * g  # three new arrays per parameter and one scratch; the arithmetic reuses them
-            m = b1 * state["m"][name]
-            m += step
-            xp.multiply(g, g, out=step)
-            step *= 1 - b2
-            v = b2 * state["v"][name]
-            v += step
-            xp.multiply(v, v_scale, out=step)
-            xp.sqrt(step, out=step)
-            step += eps
-            xp.divide(m, step, out=step)
-            step *= m_scale
-            updates[name], means[name], squares[name] = step, m, v
+            m, v, xp = state["m"][name], state["v"][name], module(g)
+            out = tuple(xp.empty(g.shape, g.dtype) for _ in range(3))
+            if g.dtype.kind == "f" and (g.size >= SMALL or is_gpu(g)):
+                flat = (a.reshape(-1) for a in (g, m, v))
+                adam_kernel(*flat, xp.asarray(settings, g.dtype), out=tuple(a.reshape(-1) for a in out))
+            else:
+                _moments(g, m, v, settings, *out)
+            updates[name], means[name], squares[name] = out
         return updates, {"count": count, "m": means, "v": squares}
 
     return Optimiser(init, update)
+
+
+def scale_by_rms(decay: float = 0.99, eps: float = 1e-8) -> Optimiser:
+    """g / (√v + eps), with v the running mean of g² (Tieleman & Hinton 2012).
+
+    >>> o = scale_by_rms(0.75)
+    >>> o.update({"a": np.array([4.0])}, o.init({"a": np.zeros(1)}), {})[0]["a"].round(6)
+    array([2.])
+    """
+
+    def update(gradients: Arrays, state: dict, parameters: Arrays) -> tuple[dict[str, Array], dict]:
+        _check(gradients, state)
+        squares = {name: decay * state[name] + (1 - decay) * g * g for name, g in gradients.items()}
+        return {name: g / (module(g).sqrt(squares[name]) + eps) for name, g in gradients.items()}, squares
+
+    return Optimiser(_zeros, update)
 
 
 def add_decayed_weights(decay: float) -> Optimiser:
@@ -206,6 +256,91 @@ def sgd(rate: float | Schedule, momentum: float = 0.0) -> Optimiser:
     return chain(accumulate(momentum), scale_by_rate(rate)) if momentum else scale_by_rate(rate)
 
 
+def rmsprop(rate: float | Schedule, decay: float = 0.99, momentum: float = 0.0, eps: float = 1e-8) -> Optimiser:
+    """RMSprop (Tieleman & Hinton 2012), with Polyak's `momentum` if it is not zero.
+
+    >>> p = {"a": np.ones(1)}
+    >>> rmsprop(0.5, decay=0.75).update(p, rmsprop(0.5).init(p), p)[0]["a"].round(6)
+    array([-1.])
+    """
+    links = [scale_by_rms(decay, eps), *([accumulate(momentum)] if momentum else []), scale_by_rate(rate)]
+    return chain(*links)
+
+
+def by_name(rules: Mapping[str, Optimiser]) -> Optimiser:
+    """One optimiser for each group of parameters: the first rule whose pattern (with * and ?) fits the name.
+
+    >>> o = by_name({"psf.*": sgd(1.0), "*": sgd(0.1)})
+    >>> p = {"psf.z": np.ones(1), "encoder.w": np.ones(1)}
+    >>> o.update(p, o.init(p), p)[0]
+    {'psf.z': array([-1.]), 'encoder.w': array([-0.1])}
+    """
+
+    def split(values: Arrays) -> dict[str, dict[str, Array]]:
+        groups: dict[str, dict[str, Array]] = {pattern: {} for pattern in rules}
+        for name, value in values.items():
+            pattern = next((pattern for pattern in rules if fnmatchcase(name, pattern)), None)
+            if pattern is None:
+                raise ValueError(f"by_name has no rule for {name!r}, only {', '.join(rules)}; add '*' as the last one")
+            groups[pattern][name] = value
+        return groups
+
+    def init(parameters: Arrays) -> dict[str, Any]:
+        return {pattern: rules[pattern].init(group) for pattern, group in split(parameters).items()}
+
+    def update(gradients: Arrays, state: dict, parameters: Arrays) -> tuple[dict[str, Array], dict]:
+        updates, states, own = {}, {}, split(parameters)
+        for pattern, group in split(gradients).items():
+            part, states[pattern] = rules[pattern].update(group, state[pattern], own[pattern])
+            updates |= part
+        return {name: updates[name] for name in gradients}, states
+
+    return Optimiser(init, update)
+
+
+def average(averages: Arrays, parameters: Arrays, decay: float = 0.999) -> dict[str, Array]:
+    """The exponential moving average of the parameters, one step on: decay · average + (1 - decay) · parameter.
+
+    Start with the parameters themselves.
+
+    >>> average({"a": np.zeros(1)}, {"a": np.ones(1)}, decay=0.75)
+    {'a': array([0.25])}
+    """
+    return {name: decay * averages[name] + (1 - decay) * p for name, p in parameters.items()}
+
+
+def lbfgs(
+    objective: Callable[[dict[str, np.ndarray]], tuple[float, Arrays]],
+    parameters: Arrays,
+    steps: int = 100,
+    memory: int = 10,
+    tolerance: float = 1e-10,
+) -> dict[str, np.ndarray]:
+    """Minimise objective(parameters) -> (value, gradients) for small, smooth problems without noise; NumPy arrays.
+
+    L-BFGS with a line search (Nocedal 1980; SciPy's), in double precision; at most `steps` iterations, or until the
+    largest gradient is below `tolerance`.
+
+    >>> p = lbfgs(lambda p: (((p["a"] - 3) ** 2).sum(), {"a": 2 * (p["a"] - 3)}), {"a": np.zeros(2)})
+    >>> p["a"].round(6)
+    array([3., 3.])
+    """
+    sizes = np.cumsum([0, *(p.size for p in parameters.values())])
+
+    def unpack(flat: np.ndarray) -> dict[str, np.ndarray]:
+        parts = zip(parameters.items(), sizes[:-1], sizes[1:], strict=True)
+        return {name: flat[a:b].reshape(p.shape).astype(p.dtype) for (name, p), a, b in parts}
+
+    def function(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradients = objective(unpack(flat))
+        _check(gradients, parameters)
+        return float(value), np.concatenate([np.ravel(gradients[n]).astype(float) for n in parameters])
+
+    start = np.concatenate([np.ravel(p).astype(float) for p in parameters.values()])
+    options = {"maxiter": steps, "maxcor": memory, "gtol": tolerance, "ftol": 0.0, "maxfun": 20 * steps}
+    return unpack(minimize(function, start, jac=True, method="L-BFGS-B", options=options).x)
+
+
 def constant(rate: float) -> Schedule:
     """The schedule that is always `rate`.
 
@@ -230,6 +365,71 @@ def cosine(rate: float, steps: int, warmup: int = 0) -> Schedule:
         return rate * 0.5 * (1 + cos(pi * min(1.0, (step - warmup) / (steps - warmup))))
 
     return schedule
+
+
+def warmup(schedule: float | Schedule, steps: int) -> Schedule:
+    """A schedule (or constant rate) whose first `steps` steps rise linearly to it.
+
+    >>> [warmup(1.0, 4)(i) for i in range(6)]
+    [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    """
+    after = schedule if callable(schedule) else constant(schedule)
+    return lambda step: after(step) * min(1.0, (step + 1) / steps) if steps else after(step)
+
+
+def one_cycle(rate: float, steps: int, rise: float = 0.3, start: float = 25.0, end: float = 1e4) -> Schedule:
+    """Along half a cosine from rate / start up to `rate` in the share `rise` of `steps`, then to rate / start / end.
+
+    Smith & Topin 2019.
+
+    >>> [round(one_cycle(1.0, 11, rise=0.5)(i), 3) for i in (0, 5, 10)]
+    [0.04, 1.0, 0.0]
+    """
+    if steps < 2 or not 0 < rise < 1:
+        raise ValueError(f"one_cycle got steps={steps}, rise={rise}; expected steps >= 2 and 0 < rise < 1")
+    top, last, low, lowest = rise * (steps - 1), steps - 1, rate / start, rate / start / end
+
+    def between(a: float, b: float, share: float) -> float:
+        return b + (a - b) * 0.5 * (1 + cos(pi * share))
+
+    def schedule(step: int) -> float:
+        if step <= top:
+            return between(low, rate, step / top)
+        return between(rate, lowest, min(1.0, (step - top) / (last - top)))
+
+    return schedule
+
+
+class Plateau:
+    """The schedule that multiplies its rate by `factor` after more than `patience` losses without an improvement.
+
+    Tell it the loss by `observe`; an improvement is one of more than the share `threshold`.
+
+    >>> s = Plateau(1.0, factor=0.1, patience=1)
+    >>> for loss in (5.0, 5.0, 5.0): s.observe(loss)
+    >>> s(0)
+    0.1
+    """
+
+    def __init__(self, rate: float, factor: float = 0.5, patience: int = 5, threshold: float = 1e-4) -> None:
+        if not 0 < factor < 1 or patience < 0:
+            raise ValueError(
+                f"Plateau got factor={factor}, patience={patience}; expected 0 < factor < 1, patience >= 0"
+            )
+        self.rate, self.factor, self.patience, self.threshold = rate, factor, patience, threshold
+        self.best, self.waited = float("inf"), 0
+
+    def observe(self, loss: float) -> None:
+        """Note one more loss."""
+        if float(loss) < self.best - self.threshold * abs(self.best if np.isfinite(self.best) else 0.0):
+            self.best, self.waited = float(loss), 0
+            return
+        self.waited += 1
+        if self.waited > self.patience:
+            self.rate, self.waited = self.rate * self.factor, 0
+
+    def __call__(self, step: int) -> float:
+        return self.rate
 
 
 def _zeros(parameters: Arrays) -> dict[str, Array]:

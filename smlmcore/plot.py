@@ -114,6 +114,33 @@ def _samples(figure: Any, images: np.ndarray, prediction: np.ndarray, read_noise
         axis.set_ylabel(label, color=INK)
 
 
+def calibration(psf: Any, depth: np.ndarray, bound: np.ndarray, z: np.ndarray, error: np.ndarray) -> Figure:
+    """A PSF at seven depths, its bound at 1000 photons over `depth` (um), and the `error` in `z` of its own beads."""
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.0, 1.3])
+    side, shown = 21, np.linspace(*psf.z_range, 9)[1:-1]
+    middle = (side - 1) / 2
+    images = psf.render({"x": middle, "y": middle, "z": shown, "photons": 1.0, "background": 0.0}, (side, side))
+    for axis, image, at in zip(top.subplots(1, len(shown)), images, shown, strict=True):
+        axis.imshow(image, cmap="viridis")
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(f"z = {at:.2f} µm", color=INK, fontsize=9)
+    left, right = bottom.subplots(1, 2)
+    for column, (name, color) in enumerate(zip(("x (pixels)", "y (pixels)"), (FAINT, SECOND), strict=True)):
+        left.semilogy(depth, bound[:, column], color=color, lw=1.8, label=name)
+    left.semilogy(depth, bound[:, 2], color=ACCENT, lw=1.8, label="z (µm)")
+    left.set(xlabel="z (µm)", ylabel="Cramér–Rao bound")
+    left.set_title("1000 photons, background 5 per pixel", color=INK)
+    left.legend(frameon=False)
+    right.plot(z, 1000 * error, ".", ms=3, color=ACCENT)
+    right.axhline(0, color=SECOND, ls="--", lw=1)
+    right.set(xlabel="z of the stage (µm)", ylabel="z fitted − z of the stage (nm)")
+    right.set_title("slices of the beads, fitted with the PSF", color=INK)
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def _loss(axis: Any, history: Mapping[str, list[float]], loss: Mapping[str, Any]) -> None:
     """The loss on unseen spots above that of the best fit to each of them, and where the true parameters are."""
     excess = np.maximum(np.array(history["validation"]) - loss["refined"], 1e-5)

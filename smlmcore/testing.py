@@ -1,8 +1,8 @@
 """Public checks: every body of a kernel against its reference, gradients against differences, adjoints.
 
-    check_kernel("gelu", "cuda-on-host", "float32")      # raises AssertionError naming the worst element
+    check_kernel("activation", "cuda-on-host", "float32")      # raises AssertionError naming the worst element
 
-A kernel brings its own `sample` and `cases`, so one added anywhere under `psf`, `loss`, `layers` or `fit` is found and
+A kernel brings its own `sample` and `cases`, so one added in any of these packages (FOLDERS) or in `optim` is found and
 tested by itself.
 """
 
@@ -21,15 +21,17 @@ from .autograd.checks import check_adjoint, check_gradient
 
 __all__ = ["all_kernels", "bodies", "check_adjoint", "check_gradient", "check_kernel", "tolerance"]
 
-FOLDERS = ("psf", "loss", "layers", "fit")  # the packages whose modules register kernels
+# the packages whose modules register kernels
+FOLDERS = ("camera", "psf", "interpolate", "loss", "layers", "renderer", "localize", "fit")
 
 
 def all_kernels() -> dict[str, kernel.Kernel]:
     """Every kernel of the package by name; imports the modules that register them.
 
-    >>> "gelu" in all_kernels()
+    >>> "activation" in all_kernels()
     True
     """
+    import_module(f"{__package__}.optim")
     for folder in FOLDERS:
         package = import_module(f"{__package__}.{folder}")
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
@@ -59,7 +61,7 @@ def check_kernel(name: str | kernel.Kernel, body: str, dtype: Any, seed: int = 0
 
     Raises `AssertionError` that names kernel, body, dtype, sizes and the worst element.
 
-    >>> check_kernel("gelu", "cpu", "float64")
+    >>> check_kernel("activation", "cpu", "float64")
     """
     k = all_kernels()[name] if isinstance(name, str) else name
     if k.sample is None or not k.cases:

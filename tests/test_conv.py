@@ -1,4 +1,9 @@
-"""Convolution kernels against scipy, torch, the adjoint identity and numerical gradients."""
+"""Convolutions against scipy, torch, the adjoint identity and numerical gradients: direct, and Winograd's."""
+
+import importlib
+import os
+import subprocess
+import sys
 
 import numba
 import numpy as np
@@ -7,34 +12,47 @@ from scipy.signal import correlate
 
 from smlmcore import kernel
 from smlmcore.autograd import Tensor, check_gradient
-from smlmcore.layers import Conv2d, conv, conv2d, simd
+from smlmcore.layers import Conv2d, blas, conv, simd, winograd
 
-# n, h, w, c, d, k, stride
+module = importlib.import_module("smlmcore.layers.conv")
+
+# n, size, c, d, k, stride, pad, activation
 SHAPES = [
-    (3, 11, 11, 1, 16, 3, 1),
-    (2, 11, 11, 16, 16, 3, 1),
-    (2, 11, 13, 16, 32, 3, 2),
-    (2, 6, 6, 24, 40, 3, 1),
-    (5, 1, 1, 3, 5, 3, 1),
-    (2, 7, 8, 2, 5, 2, 1),
-    (2, 9, 7, 3, 4, 5, 3),
-    (1, 33, 40, 5, 8, 3, 1),  # several strips
-    (1, 37, 40, 2, 9, 3, 2),
-    (2, 5, 6, 4, 7, 1, 2),
+    (3, (11, 11), 1, 16, 3, 1, 1, None),
+    (2, (11, 11), 16, 16, 3, 1, 1, "gelu"),
+    (2, (11, 13), 16, 32, 3, 2, 1, "relu"),
+    (2, (6, 6), 24, 40, 3, 1, 1, None),
+    (5, (1, 1), 3, 5, 3, 1, 1, "gelu"),
+    (2, (7, 8), 2, 5, 2, 1, 1, None),
+    (2, (9, 7), 3, 4, 5, 3, 2, None),
+    (1, (33, 40), 5, 8, 3, 1, 1, "silu"),  # several strips
+    (1, (37, 40), 2, 9, 3, 2, 1, None),
+    (2, (5, 6), 4, 7, 1, 2, 0, None),
+    (2, (30, 41), 48, 24, 3, 1, 1, "gelu"),  # Winograd, incomplete tiles
+    (3, (8, 8), 24, 32, 3, 1, 2, None),
+    (1, (3, 9, 12), 16, 24, 3, 1, 1, "gelu"),
+    (2, (4, 5, 3), 3, 5, 3, 2, 1, None),
 ]
 
 
-def draw(n, h, w, c, d, k, stride, dtype):
+def draw(n, size, c, d, k, stride, pad, activation, dtype):
     """x, weight, bias, gradient."""
     rng = np.random.default_rng(1)
-    p, q = (h + 2 * (k // 2) - k) // stride + 1, (w + 2 * (k // 2) - k) // stride + 1
-    return [rng.normal(size=s).astype(dtype) for s in ((n, h, w, c), (k, k, c, d), (d,), (n, p, q, d))]
+    out = [(s + 2 * pad - k) // stride + 1 for s in size]
+    shapes = (n, *size, c), (*(k for _ in size), c, d), (d,), (n, *out, d)
+    return [rng.normal(size=s).astype(dtype) for s in shapes]
 
 
-def gradients(x, weight, gradient, stride, pad):
-    dx = conv.conv2d_input_gradient_kernel(gradient, weight, stride, pad, out=np.full_like(x, np.nan))
-    out = np.full_like(weight, np.nan), np.full_like(weight[0, 0, 0], np.nan)
-    return dx, *conv.conv2d_weight_gradient_kernel(x, gradient, stride, pad, out=out)
+def run(x, weight, bias, gradient, **settings):
+    """Value and the three gradients."""
+    tensors = [Tensor(a) for a in (x, weight, bias)]
+    out = conv(*tensors, **settings)
+    out.backward(gradient)
+    return out.data, *(t.grad for t in tensors)
+
+
+def settings(shape):
+    return {"stride": shape[5], "pad": shape[6], "activation": shape[7]}
 
 
 def rounding(terms, dtype):
@@ -43,12 +61,12 @@ def rounding(terms, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s[7] is None and len(s[1]) == 2])
 def test_forward_is_a_correlation(shape, dtype):
-    n, _, _, c, d, k, stride = shape
+    n, _, c, d, k, stride, pad, _ = shape
     x, weight, bias, _ = draw(*shape, dtype)
-    got = conv2d(x, weight, bias, stride=stride, pad=k // 2)
-    padded = np.pad(x.astype(float), ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
+    got = conv(x, weight, bias, stride=stride, pad=pad)
+    padded = np.pad(x.astype(float), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     for i in range(n):
         for m in range(d):
             want = (
@@ -57,55 +75,50 @@ def test_forward_is_a_correlation(shape, dtype):
             np.testing.assert_allclose(got[i, :, :, m], want, rtol=0, atol=rounding(k * k * c + 1, dtype))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_forward_and_gradients_equal_torch(shape):
-    torch = pytest.importorskip("torch")
-    k, stride = shape[5:]
-    x, weight, bias, gradient = draw(*shape, np.float32)
-    inputs = [torch.tensor(np.ascontiguousarray(a), dtype=torch.float64, requires_grad=True) for a in (x, weight, bias)]
-    out = torch.nn.functional.conv2d(
-        inputs[0].permute(0, 3, 1, 2), inputs[1].permute(3, 2, 0, 1), inputs[2], stride=stride, padding=k // 2
-    ).permute(0, 2, 3, 1)
-    out.backward(torch.tensor(gradient, dtype=torch.float64))
-    got = conv2d(x, weight, bias, stride=stride, pad=k // 2), *gradients(x, weight, gradient, stride, k // 2)
-    terms = [weight[..., 0].size + 1, k * k * gradient.shape[3], gradient[..., 0].size, gradient[..., 0].size]
-    for a, b, m in zip(got, (out, *(i.grad for i in inputs)), terms, strict=True):
-        np.testing.assert_allclose(a, b.detach().numpy(), rtol=0, atol=rounding(m, np.float32))
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_gradients_are_adjoint_to_the_forward(shape, dtype):
+def test_value_and_gradients_equal_torch(shape, dtype):
+    torch = pytest.importorskip("torch")
     x, weight, bias, gradient = draw(*shape, dtype)
-    k, stride = shape[5:]
-    out = conv2d(x, weight, np.zeros_like(bias), stride=stride, pad=k // 2).astype(float)
-    dx, dw, db = (a.astype(float) for a in gradients(x, weight, gradient, stride, k // 2))
-    left = (out * gradient).sum()
-    limit = rounding(1, dtype) * (np.abs(out * gradient).sum() + np.abs(dx * x).sum() + np.abs(dw * weight).sum())
-    assert abs(left - (dx * x).sum()) < limit
-    assert abs(left - (dw * weight).sum()) < limit
-    np.testing.assert_allclose(db, gradient.sum((0, 1, 2), dtype=float), rtol=0, atol=rounding(out[..., 0].size, dtype))
+    space = len(shape[1])
+    inputs = [torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in (x, weight, bias)]
+    first = (0, space + 1, *range(1, space + 1))
+    out = getattr(torch.nn.functional, f"conv{space}d")(
+        inputs[0].permute(first), inputs[1].permute(space + 1, space, *range(space)), inputs[2], stride=shape[5],
+        padding=shape[6],
+    ).permute(0, *range(2, space + 2), 1)  # fmt: skip
+    out = getattr(torch.nn.functional, shape[7])(out) if shape[7] else out
+    out.backward(torch.tensor(gradient, dtype=torch.float64))
+    taps = shape[4] ** space
+    terms = [taps * shape[2] + 1, taps * shape[3], gradient[..., 0].size, gradient[..., 0].size]
+    for a, b, m in zip(
+        run(x, weight, bias, gradient, **settings(shape)), (out, *(i.grad for i in inputs)), terms, strict=True
+    ):
+        b = b.detach().numpy()
+        assert a.dtype == dtype
+        # what an error of the value does to the derivative of the activation adds to the rounding of the sum
+        limit = 1e-11 if dtype == np.float64 else 1e-5
+        limit = limit * np.abs(b).max(initial=1) + rounding(m, dtype)
+        np.testing.assert_allclose(a, b, rtol=0, atol=limit)
 
 
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (2, 1), (3, 1), (3, 2), (5, 3), (2, 3)])
 def test_layer_gradient_in_float64(size, stride):
     rng = np.random.default_rng(2)
-    layer = Conv2d(2, 3, size, stride)
+    layer = Conv2d(2, 3, size, stride=stride, activation="gelu")
     p = layer.init(rng, np.float64)
     x = rng.normal(size=(2, 5, 7, 2))
     check_gradient(lambda x, weight, bias: layer({"weight": weight, "bias": bias}, x), x, p["weight"], p["bias"])
 
 
-@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[2], SHAPES[7]])
+@pytest.mark.parametrize("shape", [SHAPES[2], SHAPES[7], SHAPES[10], SHAPES[12]])
 def test_results_do_not_depend_on_the_number_of_threads(shape):
-    x, weight, bias, gradient = draw(40 * shape[0], *shape[1:], np.float32)
-    k, stride = shape[5:]
+    x, weight, bias, gradient = draw(20, *shape[1:], np.float32)
     results, threads = [], numba.get_num_threads()
     try:
         for count in {1, threads}:
             numba.set_num_threads(count)
-            out = conv2d(x, weight, bias, stride=stride, pad=k // 2)
-            results.append((out, *gradients(x, weight, gradient, stride, k // 2)))
+            results.append(run(x, weight, bias, gradient, **settings(shape)))
     finally:
         numba.set_num_threads(threads)
     for other in results[1:]:
@@ -113,22 +126,38 @@ def test_results_do_not_depend_on_the_number_of_threads(shape):
             np.testing.assert_array_equal(a, b)
 
 
+def test_winograd_is_taken_where_it_pays_and_its_error_is_small(report):
+    """Ten times the error of the direct sum, as the module says, and never more than 3e-6 of the largest number."""
+    rng = np.random.default_rng(3)
+    x, weight = rng.normal(size=(2, 40, 40, 64)), rng.normal(size=(3, 3, 64, 64)) / 24
+    bias, gradient = rng.normal(size=64), rng.normal(size=(2, 40, 40, 64))
+    assert winograd.suits((1, 3, 3, 64, 64), 1, (2, 1, 40, 40, 64), np.dtype("float32"))
+    assert not winograd.suits((1, 3, 3, 64, 64), 1, (2, 1, 40, 40, 64), np.dtype("float64"))
+    exact = run(x, weight, bias, gradient, pad=1)
+    single = run(*(a.astype(np.float32) for a in (x, weight, bias, gradient)), pad=1)
+    errors = [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(single, exact, strict=True)]
+    report.append("Winograd, 64 channels: error / largest number " + " ".join(f"{e:.1e}" for e in errors))
+    assert max(errors) < 3e-6
+
+
 def test_narrow_vectors_give_the_same(monkeypatch):
     """Blocks of 8 columns only, as on a machine with short vectors: each sum has the same terms in the same order."""
-    x, weight, bias, gradient = draw(*SHAPES[3], np.float32)
-
-    def run():
-        return conv2d(x, weight, bias, stride=1, pad=1), *gradients(x, weight, gradient, 1, 1)
-
-    wide = run()
-    monkeypatch.setattr(simd, "WIDTHS", (8,))
-    assert simd.blocks(40).tolist() == [8] * 5
-    for a, b in zip(wide, run(), strict=True):
+    x, weight, bias, gradient = draw(*SHAPES[2], np.float32)
+    wide = run(x, weight, bias, gradient, **settings(SHAPES[2]))
+    simd._cut.cache_clear()
+    monkeypatch.setattr(simd, "COSTS", {8: 1.0})
+    try:
+        assert simd.blocks(40).tolist() == [8] * 5
+        narrow = run(x, weight, bias, gradient, **settings(SHAPES[2]))
+    finally:
+        simd._cut.cache_clear()
+    for a, b in zip(wide, narrow, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize(
-    ("vector", "rows", "width"), [(8, 1, 8), (8, 3, 16), (8, 4, 24), (8, 12, 16), (16, 1, 8), (16, 3, 16), (16, 12, 32)]
+    ("vector", "rows", "width"),
+    [(8, 1, 8), (8, 4, 16), (8, 4, 24), (8, 12, 16), (16, 1, 24), (16, 4, 8), (16, 12, 24), (16, 12, 32), (16, 8, 48)],
 )
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_vector_code_equals_plain_loops(monkeypatch, vector, rows, width, accumulate):
@@ -137,7 +166,10 @@ def test_vector_code_equals_plain_loops(monkeypatch, vector, rows, width, accumu
 
     @numba.njit
     def run(x, weight, out, init, table, length, row, step, init_row):
-        tile(x, 1, weight, 0, out, 0, init, 0, table, length, row, step, width, width, init_row)
+        tile(
+            simd.at(x, 1), simd.at(weight, 0), simd.at(out, 0), simd.at(init, 0), simd.at(table, 0), table.size,
+            length, row, step, width, width, init_row,
+        )  # fmt: skip
 
     rng = np.random.default_rng(3)
     table, length, row, step = np.array([0, 40]), 7, 3, 2
@@ -154,15 +186,75 @@ def test_vector_code_equals_plain_loops(monkeypatch, vector, rows, width, accumu
     np.testing.assert_allclose(got, want, rtol=0, atol=rounding(2 * length + 1, np.float32))
 
 
-def test_a_tile_that_is_no_whole_number_of_vectors_is_refused(monkeypatch):
-    monkeypatch.setattr(simd, "VECTOR", 16)
-    with pytest.raises(ValueError, match="24 columns"):
-        simd._tile(4, 24)
+@pytest.mark.parametrize("vector", [8, 16])
+def test_transforms_of_grids_equal_numpy(monkeypatch, vector):
+    """`separable` is function ⊗ function on each channel, also for counts that are no whole number of vectors."""
+    monkeypatch.setattr(simd, "VECTOR", vector)
+    transform = simd.separable(winograd._input, 6)
+
+    @numba.njit
+    def run(source, target, count):
+        transform(simd.at(source, 2), 200, 30, simd.at(target, 1), 180, 30, count)
+
+    matrix = np.array(winograd._input(*np.eye(6)))
+    x, y = np.random.default_rng(4).normal(size=1400).astype(np.float32), np.zeros(1100, np.float32)
+    for count in (8, 24):
+        run(x, y, count)
+        for k in range(count):
+            grid = [[x[2 + 200 * i + 30 * j + k] for j in range(6)] for i in range(6)]
+            got = [[y[1 + 180 * i + 30 * j + k] for j in range(6)] for i in range(6)]
+            np.testing.assert_allclose(got, matrix @ np.array(grid, float) @ matrix.T, atol=1e-4)
+
+
+def test_winograd_matrices_multiply_polynomials():
+    """A' [(G g) ⊙ (B' d)] is the correlation, exactly; and the adjoints are transposes."""
+    sizes = {winograd._output: 6, winograd._filter: 3, winograd._input: 6}
+    out, points, data = (np.array(function(*np.eye(n))) for function, n in sizes.items())
+    rng = np.random.default_rng(5)
+    d, g = rng.normal(size=6), rng.normal(size=3)
+    np.testing.assert_allclose(out @ ((points @ g) * (data @ d)), np.correlate(d, g), atol=1e-13)
+    np.testing.assert_allclose(np.array(winograd._spread(*np.eye(4))), out.T, atol=1e-15)
+    np.testing.assert_allclose(np.array(winograd._collect(*np.eye(6))), points.T, atol=1e-15)
+    np.testing.assert_allclose(out @ winograd._ONES, 1, atol=1e-14)
+
+
+OTHER_MACHINE = """
+import numpy as np
+from smlmcore.layers import conv, simd
+from smlmcore.autograd import Tensor
+assert {vector} == simd.VECTOR and not simd.AVX512, simd.VECTOR
+data = np.load({path!r})
+tensors = [Tensor(data[k]) for k in ("x", "weight", "bias")]
+out = conv(*tensors, pad=1, activation="gelu")
+out.backward(data["gradient"])
+for got, name in zip((out.data, *(t.grad for t in tensors)), ("out", "dx", "dw", "db")):
+    np.testing.assert_allclose(got, data[name], rtol=0, atol=1e-5 * np.abs(data[name]).max())
+"""
+
+
+@pytest.mark.parametrize("processor", ["haswell", "x86-64"])
+def test_machines_with_shorter_vectors(processor, tmp_path):
+    """AVX2, and neither: numba compiles for them in a process of its own, the results are those of this machine."""
+    if not os.uname().machine.startswith("x86"):
+        pytest.skip("numba is told to compile for x86 processors")
+    x, weight, bias, gradient = draw(*SHAPES[10], np.float32)
+    results = run(x, weight, bias, gradient, pad=1, activation="gelu")
+    arrays = dict(
+        zip(
+            ("x", "weight", "bias", "gradient", "out", "dx", "dw", "db"),
+            (x, weight, bias, gradient, *results),
+            strict=True,
+        )
+    )
+    np.savez(tmp_path / "data.npz", **arrays)
+    code = OTHER_MACHINE.format(vector=8, path=str(tmp_path / "data.npz"))
+    cpu = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": "+avx2,+fma" if processor == "haswell" else ""}
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **cpu})
 
 
 def test_input_gradient_of_plain_images_is_not_computed(monkeypatch):
     called = []
-    monkeypatch.setattr(conv, "conv2d_input_gradient_kernel", lambda *a, **k: called.append(a))
+    monkeypatch.setattr(module, "input_gradient_kernel", lambda *a, **k: called.append(a))
     layer = Conv2d(1, 2)
     p = {name: Tensor(value) for name, value in layer.init(np.random.default_rng(0)).items()}
     layer(p, np.ones((2, 4, 4, 1), np.float32)).sum().backward()
@@ -171,24 +263,37 @@ def test_input_gradient_of_plain_images_is_not_computed(monkeypatch):
     assert p["bias"].grad.tolist() == [32, 32]
 
 
-def test_read_only_and_strided_inputs():
-    x, weight, bias, gradient = draw(2, 5, 6, 2, 3, 3, 1, np.float32)
-    want = conv2d(x, weight, bias, pad=1), *gradients(x, weight, gradient, 1, 1)
-    strided = [np.repeat(a, 2, axis=-1)[..., ::2] for a in (x, weight, bias, gradient)]
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[2], SHAPES[6], SHAPES[9], SHAPES[12], SHAPES[13]])
+def test_products_of_a_blas_give_the_same(shape):
+    """What runs on a GPU through cuBLAS, here with NumPy's BLAS, in float64."""
+    x, weight, bias, gradient = draw(*shape, np.float64)
+    want = run(x, weight, bias, gradient, **settings(shape))
+    x, gradient, weight = module.planes(x), module.planes(gradient), module.planes(weight, 0)
+    out, slope = np.empty(gradient.shape), np.empty(gradient.size)
+    blas.forward(x, weight, bias, shape[5], shape[6], module.code(shape[7]), out, slope)
+    g = blas.sloped(gradient, slope)
+    dx, dw, db = np.empty_like(x), np.empty_like(weight), np.empty_like(bias)
+    blas.input_gradient(g, weight, shape[5], shape[6], dx)
+    blas.weight_gradient(x, g, shape[5], shape[6], dw, db)
+    for a, b in zip((out, dx, dw, db), want, strict=True):
+        np.testing.assert_allclose(a.reshape(b.shape), b, rtol=0, atol=1e-11 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("shape", [SHAPES[2], SHAPES[10]])
+def test_read_only_and_strided_inputs(shape):
+    arrays = draw(*shape, np.float32)
+    want = run(*arrays, **settings(shape))
+    strided = [np.repeat(a, 2, axis=-1)[..., ::2] for a in arrays]
     for a in strided:
         a.flags.writeable = False
-    x, weight, bias, gradient = strided
-    out = [np.empty(a.shape, a.dtype) for a in strided[:3]]
-    conv.conv2d_input_gradient_kernel(gradient, weight, 1, 1, out=out[0])
-    conv.conv2d_weight_gradient_kernel(x, gradient, 1, 1, out=(out[1], out[2]))
-    for a, b in zip((conv2d(x, weight, bias, pad=1), *out), want, strict=True):
+    for a, b in zip(run(*strided, **settings(shape)), want, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_empty_batch():
-    x, weight, bias, gradient = draw(0, 5, 6, 2, 3, 3, 2, np.float32)
-    assert conv2d(x, weight, bias, stride=2, pad=1).shape == (0, 3, 3, 3)
-    dx, dw, db = gradients(x, weight, gradient, 2, 1)
+    x, weight, bias, gradient = draw(0, (5, 6), 2, 3, 3, 2, 1, None, np.float32)
+    out, dx, dw, db = run(x, weight, bias, gradient, stride=2, pad=1)
+    assert out.shape == (0, 3, 3, 3)
     assert dx.shape == x.shape
     assert not dw.any()
     assert not db.any()
@@ -197,12 +302,13 @@ def test_empty_batch():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": np.ones((2, 5, 5))}, "conv2d got x of shape"),
+        ({"x": np.ones((2, 5, 5))}, "conv got x of shape"),
         ({"x": np.ones((2, 5, 5, 3))}, "as many channels"),
         ({"pad": 3}, "pad"),
         ({"stride": 0}, "stride"),
         ({"x": np.ones((2, 2, 2, 2)), "pad": 0}, "image"),
         ({"bias": np.ones(4)}, "bias"),
+        ({"activation": "bent"}, "activation 'bent'"),
     ],
 )
 def test_wrong_shapes(change, message):
@@ -212,20 +318,33 @@ def test_wrong_shapes(change, message):
         "bias": np.zeros(3),
         "stride": 1,
         "pad": 1,
+        "activation": None,
     } | change
     with pytest.raises(ValueError, match=message):
-        conv2d(a["x"], a["weight"], a["bias"], stride=a["stride"], pad=a["pad"])
+        conv(a["x"], a["weight"], a["bias"], **{k: a[k] for k in ("stride", "pad", "activation")})
 
 
 def test_mixed_dtypes():
     with pytest.raises(TypeError, match=r"float32.*float64|float64.*float32"):
-        conv2d(np.ones((1, 3, 3, 1)), np.ones((3, 3, 1, 1), np.float32), np.zeros(1), pad=1)
+        conv(np.ones((1, 3, 3, 1)), np.ones((3, 3, 1, 1), np.float32), np.zeros(1), pad=1)
 
 
-@pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (1, 1, 0), (1, 1, 1, 0)])
-def test_impossible_layers(sizes):
-    with pytest.raises(ValueError, match="at least 1"):
-        Conv2d(*sizes)
+def test_a_change_of_the_sources_changes_the_names_in_numbas_cache():
+    for function in (module.direct._forward, winograd._forward, simd._pack):
+        assert function.py_func.__qualname__.endswith(simd.DIGEST)
+
+
+def test_every_kernel_is_registered():
+    assert {"conv", "conv_input_gradient", "conv_weight_gradient"} <= kernel.registry.keys()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options"),
+    [((0, 1), {}), ((1, 0), {}), ((1, 1, 0), {}), ((1, 1, 1), {"stride": 0}), ((1, 1), {"padding": "some"})],
+)
+def test_impossible_layers(sizes, options):
+    with pytest.raises(ValueError, match=r"at least 1|padding is"):
+        Conv2d(*sizes, **options)
 
 
 def test_initial_parameters_keep_the_variance():
@@ -235,7 +354,3 @@ def test_initial_parameters_keep_the_variance():
     # the variance of a sample variance is 2 / size
     assert abs(p["weight"].var() / (2 / 288) - 1) < 5 * (2 / size) ** 0.5
     assert not p["bias"].any()
-
-
-def test_the_kernels_are_registered():
-    assert {"conv2d", "conv2d_input_gradient", "conv2d_weight_gradient"} <= kernel.registry.keys()

@@ -58,7 +58,9 @@ def test_agrees_with_the_reference(model, kind, dtype):
     scale = np.where(np.isnan(want.errors), 1e-4 * np.abs(want.parameters), want.errors)  # held: rounding alone
     assert (np.abs(got.parameters - want.parameters) <= 1e-3 * scale).all()
     np.testing.assert_allclose(got.errors, want.errors, rtol=1e-3)
-    np.testing.assert_allclose(got.log_likelihood, want.log_likelihood, rtol=1e-6 if dtype == np.float32 else 1e-9)
+    # least squares ends off the likelihood's maximum, where 1e-3 standard errors may count up to 1e-3 nats
+    off, rounding = 1e-3 if weights is not None else 0, 1e-6 if dtype == np.float32 else 1e-9
+    np.testing.assert_allclose(got.log_likelihood, want.log_likelihood, rtol=rounding, atol=off)
     np.testing.assert_allclose(got.chi2, want.chi2, rtol=1e-3)
 
 

@@ -37,16 +37,17 @@ def bounds(shape, **changed):
 
 
 def run(
-    images, variance=None, initial=None, sigma=None, fixed=FREE, limits=None, iterations=50, tolerance=0.03,
-    least_squares=False, likelihood=True,
+    images, variance=None, initial=None, sigma=None, fixed=FREE, limits=None, iterations=50, tolerance=0.01,
+    least_squares=False,
 ):  # fmt: skip
     n, real = len(images), images.dtype
     limits = bounds(images.shape[1:]) if limits is None else limits
     out = [np.empty((n, 5), real), np.empty((n, 5), real), np.empty(n, np.int8), np.empty(n, np.int32)]
-    out += [np.empty(n, real), np.empty(n, real)] if likelihood else [None, None]
     arguments = (images, variance, initial, sigma, fixed, *limits, iterations, tolerance, least_squares)
     lanes.fit(*arguments, out)
-    return fit.Result(MODEL.names, *out)
+    judged = np.empty((2, n), real)
+    lanes.measure(images, variance, out[0], *judged)
+    return fit.Result(MODEL.names, *out, *judged)
 
 
 def same(a, b, rows=slice(None)):
@@ -79,14 +80,14 @@ def test_reaches_the_bound(size, real):
 def test_agrees_with_the_reference(shape):
     images, truth = spots(3000, shape, photons=1000, background=4)
     reference = fit.refine(MODEL, images, 0.0, truth, max_iterations=100, tolerance=1e-5)
-    for tolerance, allowed, part in ((1e-4, 1e-3, 1.0), (0.03, 0.03, 0.995)):
+    for tolerance, allowed in ((1e-4, 1e-3), (0.01, 0.03)):
         result = run(images, tolerance=tolerance)
         good = (result.status == 0) & (reference.status == 0)
         assert good.mean() > 0.99
         np.testing.assert_array_equal(result.status == Status.at_bound, reference.status == Status.at_bound)
         away = (np.abs(result.parameters - reference.parameters) / reference.errors)[good].max(1)
-        assert (away < allowed).mean() >= part
-        np.testing.assert_allclose(result.errors[good], reference.errors[good], rtol=0.03 if tolerance > 0.01 else 2e-3)
+        assert away.max() < allowed
+        np.testing.assert_allclose(result.errors[good], reference.errors[good], rtol=0.03 if tolerance > 1e-3 else 2e-3)
     tight = run(images, tolerance=1e-6)
     np.testing.assert_allclose(tight.log_likelihood[good], reference.log_likelihood[good], rtol=1e-9)
     np.testing.assert_allclose(tight.chi2[good], reference.chi2[good], rtol=1e-5)
@@ -106,14 +107,25 @@ def test_likelihood_and_chi2_are_those_of_scipy(real):
         [spots(200, photons=p, background=b)[0] for p, b in ((50, 0.05), (2000, 10), (50_000, 300))]
     )
     result = run(images.astype(real))
-    mu = MODEL.partials(result.parameters.astype(float), (7, 7))[0]
-    expected = poisson.logpmf(images, mu).sum((1, 2))
     good = result.status != Status.singular
     assert good.mean() > 0.9
-    tolerance = 3e-5 if real == np.float32 else 1e-9  # float32 keeps seven digits of 50 000 photons
-    np.testing.assert_allclose(result.log_likelihood[good], expected[good], rtol=tolerance)
-    chi2 = ((images - mu) ** 2 / mu).sum((1, 2))
-    np.testing.assert_allclose(result.chi2[good], chi2[good], rtol=10 * tolerance)
+    x, y, photons, _, sigma = theta = result.parameters.astype(float).T
+
+    def axis(centre):
+        return np.diff(erf((np.arange(8) - 0.5 - centre[:, None]) / (sigma[:, None] * np.sqrt(2)))) / 2
+
+    mu = MODEL.partials(theta.T, (7, 7))[0]
+    terms = poisson.logpmf(images, mu)
+    # a table's entry is the difference of two numbers of up to 1/2, so it is off by epsilon, and mu by
+    # N epsilon (a + A): far more than epsilon mu for a bright spot.  float64: the erf is good to 1e-12
+    epsilon = 2.0**-23 if real == np.float32 else 1e-12
+    doubt = epsilon * (photons[:, None, None] * (axis(y)[:, :, None] + axis(x)[:, None, :]) + mu)
+    slope = np.abs(images / mu - 1)
+    limit = (slope * doubt + epsilon * np.abs(terms)).sum((1, 2))
+    assert (np.abs(result.log_likelihood - terms.sum((1, 2))) <= limit)[good].all()
+    chi2 = (images - mu) ** 2 / mu
+    limit = ((2 * slope + slope**2) * doubt + epsilon * chi2).sum((1, 2))
+    assert (np.abs(result.chi2 - chi2.sum((1, 2))) <= limit)[good].all()
 
 
 def test_read_noise():
@@ -273,8 +285,6 @@ def test_no_bit_depends_on_threads_order_count_or_neighbours(real):
         few = run(images[:n])
         np.testing.assert_array_equal(few.parameters, whole.parameters[:n])
         np.testing.assert_array_equal(few.errors, whole.errors[:n])
-    without = run(images[:50], likelihood=False)
-    np.testing.assert_array_equal(without.parameters, whole.parameters[:50])
 
 
 def test_one_iteration_is_not_called_converged():

@@ -72,7 +72,7 @@ def test_linear_of_mixed_dtypes():
 
 
 def test_chain_of_everything():
-    net = chain(chain(Conv2d(1, 3), Gelu()), Conv2d(3, 4, 2, 2), Flatten(), Linear(4 * 3 * 4, 2))
+    net = chain(chain(Conv2d(1, 3), Gelu()), Conv2d(3, 4, 2, stride=2), Flatten(), Linear(4 * 3 * 3, 2))
     p = net.init(np.random.default_rng(3), np.float64)
     assert list(p) == ["0.0.weight", "0.0.bias", "1.weight", "1.bias", "3.weight", "3.bias"]
     assert all(v.dtype == np.float64 for v in p.values())

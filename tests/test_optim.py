@@ -171,3 +171,80 @@ def test_apply_keeps_parameters_without_updates():
     out = optim.apply(p, {"b": np.ones(2)})
     assert out["w"] is p["w"]
     np.testing.assert_array_equal(out["b"], p["b"] + 1)
+
+
+def test_rmsprop_against_torch():
+    torch = pytest.importorskip("torch")
+    p = parameters()
+    tensors = {name: torch.tensor(a, requires_grad=True) for name, a in p.items()}
+    reference = torch.optim.RMSprop(tensors.values(), lr=0.01, momentum=0.5)
+    for _ in range(20):
+        for name, g in gradient({name: t.detach().numpy() for name, t in tensors.items()}).items():
+            tensors[name].grad = torch.tensor(g)
+        reference.step()
+    for name, a in run(optim.rmsprop(0.01, momentum=0.5), p, 20).items():
+        np.testing.assert_allclose(a, tensors[name].detach().numpy(), rtol=1e-11)
+
+
+def test_one_cycle_against_torch():
+    torch = pytest.importorskip("torch")
+    o = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(o, 0.5, total_steps=50)
+    ours = optim.one_cycle(0.5, 50)
+    for step in range(49):
+        assert ours(step) == pytest.approx(o.param_groups[0]["lr"], rel=1e-9)
+        o.step()
+        theirs.step()
+
+
+def test_the_fused_step_of_adam_equals_the_plain_one():
+    big = {"a": np.random.default_rng(0).normal(size=(200, 101))}
+    small = {str(i): row for i, row in enumerate(big["a"])}
+    o = optim.scale_by_adam()
+    states = o.init(big), o.init(small)
+    for step in range(3):
+        a, s = o.update({"a": np.sin(big["a"] + step)}, states[0], big)
+        b, t = o.update({k: np.sin(v + step) for k, v in small.items()}, states[1], small)
+        states = s, t
+        np.testing.assert_allclose(a["a"], np.stack(list(b.values())), rtol=1e-13)
+
+
+def test_groups_have_their_own_rates_and_names_without_a_rule_are_told():
+    o = optim.by_name({"w": optim.sgd(1.0), "*": optim.sgd(0.1, momentum=0.9)})
+    p = parameters()
+    u, _ = o.update(p, o.init(p), p)
+    np.testing.assert_allclose(u["w"], -p["w"])
+    np.testing.assert_allclose(u["b"], -0.1 * p["b"])
+    with pytest.raises(ValueError, match="no rule for 'b'"):
+        optim.by_name({"w": optim.sgd(1.0)}).init(p)
+
+
+def test_lbfgs_finds_the_minimum_of_rosenbrocks_valley():
+    def valley(p):
+        x, y = p["x"], p["y"]
+        value = ((1 - x) ** 2 + 100 * (y - x**2) ** 2).sum()
+        return value, {"x": -2 * (1 - x) - 400 * x * (y - x**2), "y": 200 * (y - x**2)}
+
+    p = optim.lbfgs(valley, {"x": np.array([-1.2]), "y": np.array([1.0])}, steps=200)
+    np.testing.assert_allclose([p["x"][0], p["y"][0]], 1, rtol=1e-6)
+
+
+def test_plateau_and_warmup():
+    s = optim.Plateau(1.0, factor=0.5, patience=2)
+    for loss in (3, 2, 1, 1, 1):
+        s.observe(loss)
+    assert s(0) == 1.0
+    s.observe(1)
+    assert s(0) == 0.5
+    assert optim.warmup(optim.cosine(1.0, 10), 5)(0) == pytest.approx(0.2)
+    for bad in (lambda: optim.Plateau(1.0, factor=2.0), lambda: optim.one_cycle(1.0, 1)):
+        with pytest.raises(ValueError, match="expected"):
+            bad()
+
+
+def test_average_of_parameters():
+    a = {"w": np.zeros(2, np.float32)}
+    for _ in range(100):
+        a = optim.average(a, {"w": np.ones(2, np.float32)}, decay=0.9)
+    np.testing.assert_allclose(a["w"], 1 - 0.9**100, rtol=1e-5)
+    assert a["w"].dtype == np.float32

@@ -113,6 +113,22 @@ def test_box_and_given_camera_and_the_numbers_on_the_terminal(tmp_path, capsys):
     assert json.loads((tmp_path / "o" / "report.json").read_text())["settings"]["box"] == 9
 
 
+def test_an_unknown_camera_is_guessed_and_that_is_said(tmp_path, capsys):
+    counts = next(
+        simulate.blinking_movie(
+            np.random.default_rng(1), (64, 64), 200, spots_per_frame=3, camera=CAMERA, background=(3, 25)
+        )[1]
+    )
+    tifffile.imwrite(tmp_path / "plain.tif", counts)
+    arguments = [str(tmp_path / "plain.tif"), "--out", str(tmp_path / "o"), "--pixel-size", "0.1", "--epochs", "2"]
+    assert main(["fit", *arguments]) == 0
+    assert "camera guessed from the noise of the movie" in capsys.readouterr().out
+    report = json.loads((tmp_path / "o" / "report.json").read_text())
+    assert "guessed" in report["camera_from"]
+    assert abs(report["camera"]["gain"] / CAMERA.gain - 1) < 0.1
+    assert abs(report["camera"]["offset"] - CAMERA.offset) < 2
+
+
 def one_line(capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1, error

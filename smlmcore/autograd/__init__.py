@@ -10,6 +10,6 @@ array([ 2.  , 14.78])
 from . import ops
 from .checks import check_adjoint, check_gradient
 from .op import op
-from .tensor import Tensor, no_grad
+from .tensor import Tensor, no_grad, plain
 
-__all__ = ["Tensor", "check_adjoint", "check_gradient", "no_grad", "op", "ops"]
+__all__ = ["Tensor", "check_adjoint", "check_gradient", "no_grad", "op", "ops", "plain"]

@@ -209,6 +209,15 @@ class Tensor:
         )
 
 
+def plain(x: Any) -> Any:
+    """The array of a Tensor; anything else as it is.
+
+    >>> plain(Tensor([1.0])), plain(2.0)
+    (array([1.]), 2.0)
+    """
+    return x.data if isinstance(x, Tensor) else x
+
+
 def made(value: Any) -> Tensor:
     """A Tensor without history around `value`."""
     self = Tensor.__new__(Tensor)

@@ -5,7 +5,7 @@
 """
 
 from .files import DataError, atomic, atomic_folder, refuse_existing
-from .movie import Movie, open_movie, write_tiff
+from .movie import Movie, open_movie, read_yaml, write_tiff
 from .tables import read_picasso, read_thunderstorm, table, write_picasso, write_thunderstorm
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "open_movie",
     "read_picasso",
     "read_thunderstorm",
+    "read_yaml",
     "refuse_existing",
     "table",
     "write_picasso",

@@ -12,9 +12,9 @@ from ..autograd import ops
 from ..backend import Array
 from ..layers import Conv2d, Flatten, Gelu, Linear, chain
 from ..layers.chain import part
+from .prepare import SPREAD, check_kind, repaired
 
 FLOOR = 0.1  # photoelectrons; smallest mean and quantile
-SPREAD = 0.05  # smallest standard deviation of the square-root image, a tenth of the shot noise
 TYPICAL = (1.5, 0.0, 3.0, 2.0)  # of the four statistics, for 20 photoelectrons per pixel
 
 
@@ -44,14 +44,10 @@ class Conv:
             )
         self.outputs, self.width, self.hidden = outputs, width, hidden
         self.features = chain(
-            Conv2d(1, width),
-            Gelu(),
-            Conv2d(width, width),
-            Gelu(),
-            Conv2d(width, 2 * width, stride=2),
-            Gelu(),
-            Conv2d(2 * width, 2 * width),
-            Gelu(),
+            Conv2d(1, width, activation="gelu"),
+            Conv2d(width, width, activation="gelu"),
+            Conv2d(width, 2 * width, stride=2, activation="gelu"),
+            Conv2d(2 * width, 2 * width, activation="gelu"),
             Flatten(),
         )
         h, w = ((s + 1) // 2 for s in self.shape)
@@ -82,19 +78,12 @@ class Conv:
 
     def _standardise(self, images: Array, dtype: Any) -> tuple[Array, Array]:
         """Images (n, y, x, 1) of mean 0 and standard deviation 1, and what that took away, (n, 4)."""
-        if not backend.is_array(images) or images.dtype.kind not in "biuf":
-            kind = images.dtype if backend.is_array(images) else type(images).__name__
-            raise TypeError(f"{self} got images of {kind}; expected a NumPy or CuPy array of real numbers")
+        h, w = self.shape
+        check_kind(self, images)
         xp, n = backend.module(images), len(images) if images.ndim else 0
-        if images.shape not in ((n, *self.shape), (n, 1, *self.shape)):
-            h, w = self.shape
+        if images.shape not in ((n, h, w), (n, 1, h, w)):
             raise ValueError(f"{self} got images of shape {images.shape}; expected (n, {h}, {w}) or (n, 1, {h}, {w})")
-        a = images.reshape(n, self.shape[0] * self.shape[1]).astype(dtype)
-        bad = ~xp.isfinite(a)
-        if bad.any():
-            a[bad] = xp.nan
-            a[bad.all(1)] = 0
-            a = xp.where(xp.isnan(a), xp.nanmedian(a, axis=1, keepdims=True), a)
+        a = repaired(images.reshape(n, h * w).astype(dtype))
         bright = xp.maximum(a, 0)
         root = xp.sqrt(bright + a.dtype.type(0.375))
         mean, deviation = root.mean(1, keepdims=True), xp.maximum(root.std(1, keepdims=True), a.dtype.type(SPREAD))

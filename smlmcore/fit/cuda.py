@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import backend, kernel
-from ..psf import Gaussian2D
+from ..psf import AstigmaticGaussian, EllipticGaussian2D, Gaussian2D
+from ..psf.base import PSF
 from . import generic
 from .problem import Limits, limits
 from .refine import lockstep
@@ -15,21 +18,39 @@ from .refine import lockstep
 WARPS = 4  # of a block
 
 
+def device_kernel(psf: PSF) -> kernel.Kernel | None:
+    """The kernel that fits this PSF, if there is one; a subclass may draw something else.
+
+    >>> device_kernel(EllipticGaussian2D()).name
+    'fit_elliptic2d'
+    """
+    return next((d.kernel for d in DEVICES if type(psf) is type(d.example) and d.suits(psf)), None)
+
+
 def fit(
-    spots: Any, variance: Any, initial: Any, given: Limits, max_iterations: int, tolerance: float, out: tuple[Any, ...]
+    psf: PSF,
+    spots: Any,
+    variance: Any,
+    initial: Any,
+    given: Limits,
+    max_iterations: int,
+    tolerance: float,
+    out: tuple[Any, ...],
 ) -> None:
-    """Maximum-likelihood fits of `Gaussian2D()` on CuPy arrays; arguments as for `generic.fit`."""
+    """Maximum-likelihood fits on CuPy arrays; arguments as for `generic.fit`."""
     xp = backend.module(spots)
     real, n = spots.dtype, len(spots)
     maps = xp.empty((0, *spots.shape[1:]), real) if variance is None else variance.reshape(-1, *spots.shape[1:])
     bounds = xp.asarray(np.stack(given[:4]).clip(-1e30, 1e30), real)
+    constants = psf.constants if device_kernel(psf) is not fit_gaussian2d else np.empty(0)  # sigma is a fixed column
     parameters, errors, status, iterations, log_likelihood, chi2 = out
     wide = xp.empty(n, np.int32)
-    fit_gaussian2d(
+    device_kernel(psf)(
         spots,
         maps,
         xp.ascontiguousarray(initial, real),
         bounds,
+        xp.asarray(constants, real),
         xp.asarray(given.fixed, np.int32),
         xp.asarray([tolerance], real),
         max_iterations,
@@ -38,18 +59,23 @@ def fit(
     status[...] = wide
 
 
-def _arguments(spots, variance, initial, bounds, fixed, tolerance):
+# ---------------------------------------------------------------- the kernels' other bodies
+
+
+def _arguments(make, spots, variance, initial, bounds, constants, fixed, tolerance):
     """What the NumPy and the numba fitter are called with."""
     given = Limits(*np.asarray(bounds, np.float64), fixed.astype(bool), np.where(fixed, 1.0, np.nan))
     maps = None if not len(variance) else variance[0] if len(variance) == 1 else variance
-    return Gaussian2D(), spots, maps, initial, given, float(tolerance[0])
+    return make(constants), spots, maps, initial, given, float(tolerance[0])
 
 
 def _reference(
-    spots, variance, initial, bounds, fixed, tolerance, max_iterations,
+    make, spots, variance, initial, bounds, constants, fixed, tolerance, max_iterations,
     parameters, errors, log_likelihood, chi2, status, iterations,
 ):  # fmt: skip
-    psf, spots, maps, initial, given, tolerance = _arguments(spots, variance, initial, bounds, fixed, tolerance)
+    psf, spots, maps, initial, given, tolerance = _arguments(
+        make, spots, variance, initial, bounds, constants, fixed, tolerance
+    )
     maps = 0.0 if maps is None else maps
     found = lockstep(psf, spots, maps, initial, given, max_iterations=max_iterations, tolerance=tolerance)
     parameters[...], errors[...], status[...] = found.parameters, found.errors, found.status
@@ -57,45 +83,38 @@ def _reference(
 
 
 def _cpu(
-    spots, variance, initial, bounds, fixed, tolerance, max_iterations,
+    make, spots, variance, initial, bounds, constants, fixed, tolerance, max_iterations,
     parameters, errors, log_likelihood, chi2, status, iterations,
 ):  # fmt: skip
-    psf, spots, maps, initial, given, tolerance = _arguments(spots, variance, initial, bounds, fixed, tolerance)
+    psf, spots, maps, initial, given, tolerance = _arguments(
+        make, spots, variance, initial, bounds, constants, fixed, tolerance
+    )
     narrow = np.empty(len(spots), np.int8)
     out = (parameters, errors, narrow, iterations, log_likelihood, chi2)
     generic.fit(psf, spots, maps, None, initial, given, max_iterations, tolerance, False, out)
     status[...] = narrow
 
 
-def _sample(rng, n, h, w, m, max_iterations):
-    """Spots that a fit can be sure of, started 10 % off; the first one with a pixel left out."""
-    psf = Gaussian2D()
-    truth = np.stack(
-        [
-            (w - 1) / 2 + rng.uniform(-0.5, 0.5, n),
-            (h - 1) / 2 + rng.uniform(-0.5, 0.5, n),
-            rng.uniform(1000, 3000, n),
-            rng.uniform(2, 10, n),
-            rng.uniform(1.0, 1.3, n),
-        ],
-        1,
-    )
+def _sample(psf, ranges, rng, n, h, w, m, max_iterations):
+    """Spots that a fit can be sure of, started up to 10 % off; the first one with a pixel left out."""
+    own = {"x": ((w - 2) / 2, w / 2), "y": ((h - 2) / 2, h / 2), "photons": (1000, 3000), "background": (2, 10)}
+    truth = np.stack([rng.uniform(*(own | ranges)[name], n) for name in psf.names], 1)
     variance = rng.uniform(0.5, 4.0, (m, h, w))
     expected = psf.partials(truth, (h, w))[0]
     spots = rng.poisson(expected) + rng.normal(0, 1, expected.shape) * (np.sqrt(variance) if m else 0.0)
     if n:
         spots[0, 1, 1] = np.nan
-    own = limits(psf, (h, w))
-    fixed = np.zeros(5, np.int32)
+    bounds = np.stack(limits(psf, (h, w))[:4]).clip(-1e30, 1e30)
+    fixed = np.zeros(len(psf.names), np.int32)
     initial = truth * rng.uniform(0.9, 1.1, truth.shape)
-    return [spots, variance, initial, np.stack(own[:4]).clip(-1e30, 1e30), fixed, np.array([1e-3]), max_iterations]
+    return [spots, variance, initial, bounds, np.asarray(psf.constants), fixed, np.array([1e-3]), max_iterations]
 
 
 def _tolerance(expected: tuple[np.ndarray, ...], dtype: np.dtype) -> list[Any]:
     """How far a body may end from the reference.
 
-    All stop where less than 1e-3 standard errors are left, after steps that shrink the rest at least fivefold each; so
-    in float32 their ends lie within 1e-3 standard errors, and a fit on the brink may take a step more.  In float64 they
+    All stop within 1e-3 standard errors of the maximum, after steps that shrink the rest at least fivefold each; so in
+    float32 their ends lie within 1e-3 standard errors, and a fit on the brink may take a step more.  In float64 they
     take the same steps.  Likelihood and chi square are sums of terms of up to their own size.
     """
     _, errors, likelihood, chi2, *_ = expected
@@ -104,18 +123,60 @@ def _tolerance(expected: tuple[np.ndarray, ...], dtype: np.dtype) -> list[Any]:
     return [part * errors, part * errors, part + rounding * abs(likelihood), part * chi2, 0, int(single)]
 
 
-fit_gaussian2d = kernel.register(
-    "fit_gaussian2d",
-    "spots[n,h,w] variance[m,h,w] initial[n,5] limits[4,5] fixed[5]:int32 tolerance[1] max_iterations:int -> "
-    "parameters[n,5] errors[n,5] log_likelihood[n] chi2[n] status[n]:int32 iterations[n]:int32",
-    _reference,
-    cpu=_cpu,
-    cuda=kernel.Cuda("fit.cu", lambda dims: -(-dims["n"] // WARPS), 32 * WARPS, ("h", "w")),
-    sample=_sample,
-    cases=tuple(
-        {"n": n, "h": h, "w": w, "m": m, "max_iterations": 20}
-        for n, h, w, m in [(0, 7, 7, 0), (1, 7, 7, 1), (5, 11, 11, 0), (3, 9, 12, 3), (2, 32, 32, 1)]
-    ),
-    bench={"n": 100_000, "h": 11, "w": 11, "m": 0, "max_iterations": 20},
-    tolerance=_tolerance,
+# ---------------------------------------------------------------- registration
+
+
+class Device(NamedTuple):
+    """A PSF that the GPU can fit: one like `example` for which `suits`."""
+
+    example: PSF
+    kernel: kernel.Kernel
+    suits: Callable[[Any], bool] = lambda psf: True
+
+
+def _register(
+    name: str, psf: PSF, make: Callable[[Any], PSF], ranges: Mapping[str, tuple[float, float]]
+) -> kernel.Kernel:
+    """A kernel that fits PSFs like `psf`, which `make` makes of their constants; `ranges` of its own parameters."""
+    p, k = len(psf.names), len(psf.constants)
+    cases = [(0, 7, 7, 0), (1, 7, 7, 1), (5, 11, 11, 0), (3, 9, 12, 3), (2, 32, 32, 1)]
+    return kernel.register(
+        name,
+        f"spots[n,h,w] variance[m,h,w] initial[n,{p}] limits[4,{p}] constants[k] fixed[{p}]:int32 tolerance[1] "
+        f"max_iterations:int -> parameters[n,{p}] errors[n,{p}] log_likelihood[n] chi2[n] status[n]:int32 "
+        "iterations[n]:int32",
+        partial(_reference, make),
+        cpu=partial(_cpu, make),
+        cuda=kernel.Cuda("fit.cu", lambda dims: -(-dims["n"] // WARPS), 32 * WARPS, ("h", "w")),
+        sample=lambda rng, n, h, w, m, max_iterations, k=k: _sample(psf, ranges, rng, n, h, w, m, max_iterations),
+        cases=tuple({"n": n, "h": h, "w": w, "m": m, "max_iterations": 20} for n, h, w, m in cases),
+        bench={"n": 100_000, "h": 11, "w": 11, "m": 0, "max_iterations": 20},
+        tolerance=_tolerance,
+    )
+
+
+def _astigmatic(constants: Any) -> AstigmaticGaussian:
+    pairs = np.reshape(np.asarray(constants, float), (2, 5)).T
+    return AstigmaticGaussian(*map(tuple, pairs))
+
+
+_WIDTHS = {"sigma_x": (1.0, 1.2), "sigma_y": (1.3, 1.5)}
+
+fit_gaussian2d = _register("fit_gaussian2d", Gaussian2D(), lambda c: Gaussian2D(), {"sigma": (1.0, 1.3)})
+fit_elliptic2d = _register("fit_elliptic2d", EllipticGaussian2D(), lambda c: EllipticGaussian2D(), _WIDTHS)
+fit_rotated2d = _register(
+    "fit_rotated2d",
+    EllipticGaussian2D(rotated=True),
+    lambda c: EllipticGaussian2D(rotated=True),
+    {"sigma_x": (1.7, 1.9), "sigma_y": (0.9, 1.0), "angle": (0.5, 1.0)},
+)
+fit_astigmatic = _register(
+    "fit_astigmatic", AstigmaticGaussian(1.2, gamma=0.2, depth=0.4, a=0.05), _astigmatic, {"z": (-0.3, 0.3)}
+)
+
+DEVICES = (
+    Device(Gaussian2D(), fit_gaussian2d),
+    Device(EllipticGaussian2D(), fit_elliptic2d, lambda psf: not psf.rotated),
+    Device(EllipticGaussian2D(rotated=True), fit_rotated2d, lambda psf: psf.rotated),
+    Device(AstigmaticGaussian(1.0, 0.2, 0.4), fit_astigmatic),
 )

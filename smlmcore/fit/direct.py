@@ -1,10 +1,11 @@
 """Direct fitting: images of single molecules in, parameters with standard errors out.
 
-Which body does the work follows from the PSF and from where the images live:
+Which body does the work follows from the PSF and from where the images live; it is the first of BODIES that suits:
 
     Gaussian2D, NumPy     `lanes`: a spot in each SIMD lane
+    Spline, NumPy         `spline`: a row of pixels in a vector
     any PSF, NumPy        `generic`: one spot after another
-    Gaussian2D, CuPy      `cuda`: the kernel of kernels/fit.cu
+    Gaussians, CuPy       `cuda`: the kernels of kernels/fit.cu
     any PSF, CuPy         `refine`: array operations, all spots in step
 
 All of them do Fisher scoring with damping, and end each fit in one of `Status`.
@@ -15,16 +16,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from tqdm import tqdm
 
 from .. import backend
-from ..psf import Gaussian2D
+from ..psf import Gaussian2D, Spline
 from ..psf.base import PSF
-from . import cuda, generic, lanes
+from . import cuda, generic, lanes, spline
 from . import emitters as several
 from .problem import Chunk, Limits, Problem, check
 from .refine import lockstep
@@ -44,7 +46,7 @@ def mle(
     emitters: int | tuple[int, int] | str = 1,
     threads: int | None = None,
     progress: Progress = None,
-    tolerance: float = 0.03,
+    tolerance: float = 0.01,
 ) -> Result:
     """Maximum-likelihood parameters of each image, at the Cramér–Rao bound, with their standard errors.
 
@@ -88,7 +90,7 @@ def lsq(
     max_iterations: int = 20,
     threads: int | None = None,
     progress: Progress = None,
-    tolerance: float = 0.03,
+    tolerance: float = 0.01,
 ) -> Result:
     """Least-squares parameters of each image: sum of weight (data - mu)^2, without weights all pixels alike.
 
@@ -112,28 +114,54 @@ def lsq(
 
 
 def _run(problem: Problem, threads: int | None, progress: Progress) -> Result:
-    result = problem.result()
+    body = _body(problem)
+    later = body.measure is not None and problem.initial is None
+    out = problem.outputs(len(problem.spots), measured=not later)
     with _threads(threads), _progress(progress, len(problem.spots)) as advance:
-        for chunk in problem.chunks():
-            _fit_chunk(problem, chunk, _outputs(result, chunk.rows))
-            _try_again(problem, chunk, result)
+        for chunk in problem.chunks(body.raw):
+            part = _rows_of(out, chunk.rows)
+            _fit_chunk(problem, chunk, part)
+            _try_again(problem, chunk, part)
             advance(len(chunk.spots))
-    return result
+    return Result(problem.psf.names, *out, measure=partial(_measure, problem, body, out[0]) if later else None)
 
 
-def _outputs(result: Result, rows: slice) -> tuple[Any, ...]:
-    names = ("parameters", "errors", "status", "iterations", "log_likelihood", "chi2")
-    return tuple(getattr(result, name)[rows] for name in names)
+def _measure(problem: Problem, body: Body, parameters: Any) -> tuple[Any, Any]:
+    """Log likelihood and chi2 of what was found."""
+    found = np.empty((2, len(parameters)), problem.dtype)
+    for chunk in problem.chunks(body.raw):
+        body.measure(problem, chunk, parameters[chunk.rows], *found[:, chunk.rows])
+    return found[0], found[1]
+
+
+def _rows_of(out: tuple[Any, ...], rows: Any) -> tuple[Any, ...]:
+    return tuple(a if a is None else a[rows] for a in out)
+
+
+class Body(NamedTuple):
+    """A way to do the work.
+
+    `suits(problem)`: whether it can; `fit(problem, chunk, out)`: fit and write parameters, errors, status, iterations,
+    log_likelihood, chi2; `measure(problem, chunk, parameters, log_likelihood, chi2)`: write the last two later, in
+    place of `fit`.  `raw`: takes chunks that are not converted to the problem's dtype.
+    """
+
+    suits: Callable[[Problem], bool]
+    fit: Callable[[Problem, Chunk, tuple[Any, ...]], None]
+    measure: Callable[[Problem, Chunk, Any, Any, Any], None] | None = None
+    raw: bool = False
+
+
+def _body(problem: Problem) -> Body:
+    return next(body for body in BODIES if body.suits(problem))
 
 
 def _fit_chunk(problem: Problem, chunk: Chunk, out: tuple[Any, ...]) -> None:
-    """Fit a chunk with the body that suits it."""
-    gaussian = type(problem.psf) is Gaussian2D  # a subclass may draw something else
-    if backend.is_gpu(chunk.spots):
-        body = _on_gpu if gaussian and not problem.least_squares else _in_step
-    else:
-        body = _in_lanes if gaussian and problem.weights is None else _one_by_one
-    body(problem, chunk, out)
+    """Fit a chunk with the body that suits it; log_likelihood and chi2 may be None if they are to come later."""
+    body = _body(problem)
+    body.fit(problem, chunk, out)
+    if body.measure is not None and out[4] is not None:
+        body.measure(problem, chunk, out[0], *out[4:])
 
 
 def start(problem: Problem, chunk: Chunk) -> Any:
@@ -164,11 +192,17 @@ def _five_columns(problem: Problem, guess: Any, out: tuple[Any, ...]) -> Iterato
     ends = (0.0, np.inf, 0.0, 0.0, True, sigma)
     five = Limits(*(np.append(column, end) for column, end in zip(problem.limits, ends, strict=True)))
     if guess is not None:
-        guess = xp.concatenate([guess, xp.full((n, 1), sigma, guess.dtype)], 1)
+        guess = _with_sigma(problem, guess)
     wide = tuple(xp.empty((n, 5), problem.dtype) for _ in range(2))
     yield guess, five, (*wide, *out[2:])
     for a, b in zip(out, wide, strict=False):
         a[...] = b[:, :4]
+
+
+def _with_sigma(problem: Problem, parameters: Any) -> Any:
+    """Five columns, the last the sigma that the PSF knows."""
+    xp, sigma = backend.module(parameters), problem.psf.sigma
+    return xp.concatenate([parameters, xp.full((len(parameters), 1), sigma, parameters.dtype)], 1)
 
 
 def _in_lanes(problem: Problem, chunk: Chunk, out: tuple[Any, ...]) -> None:
@@ -176,19 +210,43 @@ def _in_lanes(problem: Problem, chunk: Chunk, out: tuple[Any, ...]) -> None:
     with _five_columns(problem, None if own else start(problem, chunk), out) as (guess, given, wide):
         lanes.fit(
             chunk.spots, chunk.variance, guess, problem.psf.sigma, given.fixed, given.lower, given.upper,
-            problem.max_iterations, problem.tolerance, problem.least_squares, wide,
+            problem.max_iterations, problem.tolerance, problem.least_squares, wide[:4],
         )  # fmt: skip
     # lanes refuse an image with a NaN pixel; the generic body leaves the pixel out
-    if (holes := np.flatnonzero(out[2] == Status.invalid_input)).size:
-        found = tuple(a[holes] for a in out)
-        _one_by_one(problem, _rows(chunk, holes), found)
-        for a, values in zip(out, found, strict=True):
-            a[holes] = values
+    _some_one_by_one(problem, chunk, np.flatnonzero(out[2] == Status.invalid_input), out[:4])
+
+
+def _in_rows(problem: Problem, chunk: Chunk, out: tuple[Any, ...]) -> None:
+    own = chunk.initial is None and not problem.limits.fixed.any()  # the fast path has its own first guess
+    left = spline.fit(
+        problem.psf, chunk.spots, chunk.variance, None if own else start(problem, chunk), problem.limits,
+        problem.max_iterations, problem.tolerance, numba.get_num_threads(), out,
+    )  # fmt: skip
+    _some_one_by_one(problem, chunk, left, out)
+
+
+def _some_one_by_one(problem: Problem, chunk: Chunk, which: np.ndarray, out: tuple[Any, ...]) -> None:
+    """Fit some images of a chunk with the generic body."""
+    if which.size:
+        found = problem.outputs(which.size)
+        _one_by_one(problem, problem.convert(chunk.take(which)), found)
+        for a, values in zip(out, found, strict=False):
+            a[which] = values
+
+
+def _measure_in_lanes(problem: Problem, chunk: Chunk, parameters: Any, log_likelihood: Any, chi2: Any) -> None:
+    five = parameters if problem.psf.sigma is None else _with_sigma(problem, parameters)
+    lanes.measure(chunk.spots, chunk.variance, five, log_likelihood, chi2)
 
 
 def _on_gpu(problem: Problem, chunk: Chunk, out: tuple[Any, ...]) -> None:
-    with _five_columns(problem, start(problem, chunk), out) as (guess, given, wide):
-        cuda.fit(chunk.spots, chunk.variance, guess, given, problem.max_iterations, problem.tolerance, wide)
+    guess, limits_, wide = start(problem, chunk), problem.limits, out
+    psf, (most, tolerance) = problem.psf, (problem.max_iterations, problem.tolerance)
+    if type(psf) is not Gaussian2D:
+        cuda.fit(psf, chunk.spots, chunk.variance, guess, limits_, most, tolerance, wide)
+        return
+    with _five_columns(problem, guess, out) as (guess, limits_, wide):
+        cuda.fit(psf, chunk.spots, chunk.variance, guess, limits_, most, tolerance, wide)
 
 
 def _in_step(problem: Problem, chunk: Chunk, out: tuple[Any, ...]) -> None:
@@ -197,37 +255,50 @@ def _in_step(problem: Problem, chunk: Chunk, out: tuple[Any, ...]) -> None:
         problem.psf, chunk.spots, 0.0 if chunk.variance is None else chunk.variance, start(problem, chunk),
         problem.limits, weights=weights, max_iterations=problem.max_iterations, tolerance=problem.tolerance,
     )  # fmt: skip
-    for a, values in zip(out, _outputs(found, slice(None)), strict=True):
-        a[...] = values
+    for a, name in zip(out, several.OUTPUTS, strict=True):
+        a[...] = getattr(found, name)
 
 
-def _rows(chunk: Chunk, rows: Any) -> Chunk:
-    """Some images of a chunk."""
-    maps = [m if m is None or m.ndim == 2 else m[rows] for m in (chunk.variance, chunk.weights)]
-    return Chunk(rows, chunk.spots[rows], *maps, None if chunk.initial is None else chunk.initial[rows])
+def _gaussian(problem: Problem) -> bool:
+    return type(problem.psf) is Gaussian2D and problem.weights is None  # a subclass may draw something else
 
 
-def _try_again(problem: Problem, chunk: Chunk, result: Result) -> None:
+def _spline(problem: Problem) -> bool:
+    return type(problem.psf) is Spline and not problem.least_squares
+
+
+def _gpu(problem: Problem) -> bool:
+    return backend.is_gpu(problem.spots)
+
+
+BODIES = (
+    Body(lambda p: not _gpu(p) and _gaussian(p), _in_lanes, _measure_in_lanes, raw=True),
+    Body(lambda p: not _gpu(p) and _spline(p), _in_rows),
+    Body(lambda p: not _gpu(p), _one_by_one),
+    Body(lambda p: not p.least_squares and cuda.device_kernel(p.psf) is not None, _on_gpu),
+    Body(lambda p: True, _in_step),
+)
+
+
+def _try_again(problem: Problem, chunk: Chunk, out: tuple[Any, ...]) -> None:
     """Fits that a given start has led astray get a second one, the PSF's own; the better end counts."""
     if chunk.initial is None:
         return
-    out = _outputs(result, chunk.rows)
-    astray = np.flatnonzero(backend.to_cpu(_astray(problem, chunk, result)))
+    astray = np.flatnonzero(backend.to_cpu(_astray(problem, *out)))
     if not astray.size:
         return
-    part = _rows(chunk, astray)._replace(initial=None)
-    second = tuple(a[astray] for a in out)
+    part = chunk.take(astray)._replace(initial=None)
+    first, second = _rows_of(out, astray), problem.outputs(astray.size)
     _fit_chunk(problem, part, second)
-    (_, _, old_status, _, old, _), (_, _, status, _, new, _) = (tuple(a[astray] for a in out), second)
+    (_, _, old_status, _, old, _), (_, _, status, _, new, _) = first, second
     xp = backend.module(new)
     better = (status == Status.converged) & ((old_status != Status.converged) | (new > old))
-    for a, values in zip(out, second, strict=True):
-        a[astray] = xp.where(better.reshape(-1, *(1,) * (values.ndim - 1)), values, a[astray])
+    for a, before, values in zip(out, first, second, strict=True):
+        a[astray] = xp.where(better.reshape(-1, *(1,) * (values.ndim - 1)), values, before)
 
 
-def _astray(problem: Problem, chunk: Chunk, result: Result) -> Any:
+def _astray(problem: Problem, parameters, errors, status, iterations, log_likelihood, chi2) -> Any:
     """Fits that have not converged, or that leave residuals which noise explains once in a million times."""
-    status, chi2 = result.status[chunk.rows], result.chi2[chunk.rows]
     pixels = math.prod(problem.shape)
     return (status != Status.converged) & (status != Status.invalid_input) | (chi2 > pixels + 5 * math.sqrt(2 * pixels))
 

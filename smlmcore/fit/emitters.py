@@ -188,7 +188,7 @@ def _grow(problem, chunk, lowest, highest, body):
         rows, before = rows[good], tuple(a[good] for a in before)
         if not rows.size:
             break
-        part = _some(chunk, rows)
+        part = chunk.take(rows)._replace(initial=None)
         after = None
         for start in _starts(psf, before[0], part):
             psf_k = Several(problem.psf, k)
@@ -211,12 +211,6 @@ def _blank(problem: Problem, n: int, p: int) -> tuple[Any, ...]:
     xp, real = backend.module(problem.spots), problem.dtype
     numbers = [xp.full((n, p), np.nan, real), xp.full((n, p), np.nan, real), xp.full(n, np.nan, real)]
     return (*numbers[:2], xp.zeros(n, np.int8), xp.zeros(n, np.int32), numbers[2], numbers[2].copy())
-
-
-def _some(chunk: Chunk, rows: Any) -> Chunk:
-    """Some images of a chunk."""
-    maps = [m if m is None or m.ndim == 2 else m[rows] for m in (chunk.variance, chunk.weights)]
-    return Chunk(rows, chunk.spots[rows], *maps, None)
 
 
 def _limits(problem: Problem, psf: Several) -> Limits:

@@ -32,7 +32,7 @@ from .result import Status
 
 FAST = {"reassoc", "contract", "arcp", "nsz"}  # as fast as all of them, and NaN stays NaN
 BLOCK = 32  # spots that share scratch memory
-LEAST_DAMPING = 1e-2
+LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e8
 CONVERGED, MAX_ITERATIONS, AT_BOUND, SINGULAR, INVALID = map(int, Status)
 
 
@@ -353,7 +353,7 @@ def _fit_one(
     _copy(theta, trial)
 
     rounding = 2.0**-52 if data.itemsize == 8 else 2.0**-23
-    likelihood, previous, decrement, damping, unit, done = -np.inf, np.inf, np.inf, 0.0, 1.0, 0
+    likelihood, damping, unit, done = -np.inf, 0.0, 1.0, 0
     converged = better = False
     while True:
         _copy(trial, given)
@@ -367,34 +367,32 @@ def _fit_one(
             _copy(trial, theta)
             likelihood = new
             _information(partials, weight, residual, fixed, product, gradient, fisher)
-            # steps shrink by a constant factor: the last two foretell the next one
-            near = decrement < tolerance**2 * unit and decrement**2 < 0.1 * tolerance**2 * unit * previous
-            converged = damping < LEAST_DAMPING and near
-            damping /= 10
+            damping = damping / 10 if damping > LEAST_DAMPING / 100 else 0.0
         else:
             damping = max(10 * damping, LEAST_DAMPING)
         if least_squares and done == 0:
             # least squares counts in units of the noise that the model expects, the likelihood in nats
             unit = max(_dot(weight, value) + _dot(weight, noise), 1e-30) / pixels_seen
-        if converged or done == max_iterations:
-            break
 
-        done += 1
         _hold(theta, gradient, lower, upper, fixed, held)
         size = _reduce(fisher, held, index, scale, matrix)
-        if not _cholesky(matrix, factored, size, damping + 1e-9, 0.0):
-            damping, previous, decrement = max(100 * damping, 10 * LEAST_DAMPING), np.inf, np.inf
-            continue
+        while not _cholesky(matrix, factored, size, damping + 1e-9, 0.0) and damping < MOST_DAMPING:
+            damping = max(100 * damping, 10 * LEAST_DAMPING)
         for c in range(size):
             move[c] = gradient[index[c]] / scale[c]
         _solve(factored, size, move)
-        previous, decrement = decrement, 0.0
+        # the square of the step ahead in standard errors is how far the maximum is
+        decrement = 0.0
+        for c in range(size):
+            decrement += move[c] * gradient[index[c]] / scale[c]
+        converged = better and damping < LEAST_DAMPING and decrement < tolerance**2 * unit
+        if converged or done == max_iterations:
+            break
+        done += 1
         for c in range(size):
             a = index[c]
-            d = move[c] / scale[c]
-            decrement += d * gradient[a]
             limit = step[a] + factor[a] * abs(theta[a])
-            trial[a] = min(max(theta[a] + min(max(d, -limit), limit), lower[a]), upper[a])
+            trial[a] = min(max(theta[a] + min(max(move[c] / scale[c], -limit), limit), lower[a]), upper[a])
 
     # what the solution is worth
     _copy(theta, given)

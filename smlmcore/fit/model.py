@@ -25,9 +25,10 @@ PARTS = ("encoder", "mapper", "renderer", "loss")
 class FitModel:
     """encoder -> mapper -> renderer, compared with the images by `loss`; the parameters found are physical.
 
-    `encoder(p, images)` gives features (n, c), `mapper(p, features, ...)` named parameters (n,) each,
-    `renderer(p, parameters)` images (n, h, w), `loss(prediction, images, variance)` nats per pixel.  What is learned
-    lies in `parameters`, one flat mapping of named arrays ("encoder.0.weight"); `init` draws it.
+    `encoder(p, images)` gives features (n, ...), `mapper(p, features, ...)` named parameters, (n,) each or images,
+    `renderer(p, parameters)` images (n, *shape), `loss(prediction, images, variance)` nats per pixel.  What is learned
+    lies in `parameters`, one flat mapping of named arrays ("encoder.0.weight"); `init` draws it.  An encoder that is
+    `by_index`, as `encoder.Table`, gets the images' index instead of the images: their number (n,) in the data set.
 
     >>> import smlmcore as sc
     >>> model = sc.fit.gaussian2d((11, 11), sigma=1.3).init(np.random.default_rng(0))
@@ -47,29 +48,44 @@ class FitModel:
         self.parameters = {f"{part}.{name}": value for part, values in own.items() for name, value in values.items()}
         return self
 
-    def __call__(self, p: Mapping[str, Any], images: Any, variance: Any = 0.0) -> tuple[dict[str, Any], Any]:
-        """Named parameters and rendered images for `images` (n, h, w), with the learned parameters `p`."""
+    @property
+    def by_index(self) -> bool:
+        """Whether the encoder gets the index of the images instead of the images."""
+        return getattr(self.encoder, "by_index", False)
+
+    def __call__(
+        self, p: Mapping[str, Any], images: Any, variance: Any = 0.0, index: Any = None
+    ) -> tuple[dict[str, Any], Any]:
+        """Named parameters and rendered images for `images` (n, *shape), with the learned parameters `p`.
+
+        `index`: for an encoder `by_index`, what it looks up for each image; default 0, 1, ...
+        """
 
         def draw(values: Mapping[str, Any]) -> Any:
             return self.renderer(part(p, "renderer"), values)
 
-        features = self.encoder(part(p, "encoder"), images)
+        source = images
+        if self.by_index:
+            source = np.arange(len(images)) if index is None else index
+        features = self.encoder(part(p, "encoder"), source)
         values = self.mapper(part(p, "mapper"), features, images, variance, draw)
         return values, draw(values)
 
-    def objective(self, p: Mapping[str, Any], images: Any, variance: Any = 0.0) -> Any:
+    def objective(self, p: Mapping[str, Any], images: Any, variance: Any = 0.0, index: Any = None) -> Any:
         """Mean loss in nats per pixel: the number that training makes small."""
-        return self.loss(self(p, images, variance)[1], images, variance).mean()
+        return self.loss(self(p, images, variance, index)[1], images, variance).mean()
 
-    def predict(self, images: Any, variance: Any = 0.0, batch: int = 1024) -> dict[str, Any]:
-        """Named parameters (n,) each from the encoder alone, for `images` (n, h, w) in photoelectrons.
+    def predict(self, images: Any, variance: Any = 0.0, batch: int = 1024, index: Any = None) -> dict[str, Any]:
+        """Named parameters, (n,) each or images, from the encoder alone, for `images` (n, *shape) in photoelectrons.
 
-        `variance`: read-noise variance in squared photoelectrons, scalar, (h, w) or (n, h, w).
+        `variance`: read-noise variance in squared photoelectrons, scalar, (*shape) or (n, *shape); `index`: as for a
+        call.
         """
         images, variance = self.check(images, variance)
-        blocks = range(0, max(len(images), 1), batch)
+        index = np.arange(len(images)) if index is None else np.asarray(index)
+        blocks = [slice(i, i + batch) for i in range(0, max(len(images), 1), batch)]
         with no_grad():
-            found = [self(self.parameters, images[i : i + batch], rows(variance, i, i + batch))[0] for i in blocks]
+            found = [self(self.parameters, images[b], rows(variance, b, images.ndim), index[b])[0] for b in blocks]
         xp = backend.module(images)
         return {name: xp.concatenate([block[name] for block in found]) for name in found[0]}
 
@@ -77,6 +93,11 @@ class FitModel:
         self, images: Any, variance: Any = 0.0, initial: Mapping[str, Any] | None = None, **settings: Any
     ) -> Result:
         """Polish the encoder's prediction (or `initial`) to the likelihood's maximum; see `fit.refine`."""
+        if not hasattr(self.renderer, "psf"):
+            raise TypeError(
+                f"FitModel.refine needs a renderer with a PSF; renderer.{type(self.renderer).__name__} has none: "
+                "train for longer instead"
+            )
         images, variance = self.check(images, variance)
         start = self.predict(images, variance) if initial is None else initial
         names = self.renderer.psf.names
@@ -94,16 +115,17 @@ class FitModel:
         return self
 
     def check(self, images: Any, variance: Any) -> tuple[Any, Any]:
-        """`images` as float32 (n, h, w) of the renderer's size, `variance` as float32, or an error."""
+        """`images` as float32 (n, *shape) of the renderer's shape, `variance` as float32, or an error."""
         if not self.parameters:
             raise ValueError("FitModel has no learned parameters yet; call init(rng) or load(path) first")
         images = backend.asarray(images).astype(np.float32)
-        if images.ndim == 4 and images.shape[1] == 1:
+        shape = tuple(self.renderer.shape)
+        if images.ndim == len(shape) + 2 and images.shape[1] == 1:
             images = images[:, 0]
-        if images.ndim != 3 or images.shape[1:] != self.renderer.shape:
+        if images.ndim != len(shape) + 1 or images.shape[1:] != shape:
             raise ValueError(
-                f"FitModel got images of shape {images.shape}; expected (n, {self.renderer.shape[0]}, "
-                f"{self.renderer.shape[1]}) or (n, 1, ...): cut the spots to the size that the model was made for"
+                f"FitModel got images of shape {images.shape}; expected (n, {', '.join(map(str, shape))}) or (n, 1, "
+                "...): cut the images to the size that the model was made for"
             )
         return images, check_variance(variance, images)
 
@@ -161,6 +183,6 @@ def check_variance(variance: Any, images: Any) -> Any:
     return v
 
 
-def rows(variance: Any, start: int, stop: int) -> Any:
-    """The variance of images start...stop: a slice if there is one for each image, else all of it."""
-    return variance[start:stop] if variance.ndim == 3 else variance
+def rows(variance: Any, which: Any, ndim: int) -> Any:
+    """The variance of the images `which`: those if there is one for each image, of `ndim` axes, else all of it."""
+    return variance[which] if variance.ndim == ndim else variance

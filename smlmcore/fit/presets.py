@@ -35,8 +35,7 @@ def pupil3d(psf: Pupil, shape: tuple[int, int], learn: bool = True, width: int =
 
     `psf`: the optics, with aberrations where learning starts, and the `z_range` of molecules.  With `learn` its Zernike
     coefficients are learned along with the encoder, without beads or labels; start from `fit.learn_pupil`, as a flat
-    pupil is a saddle.  Photons and background are solved in closed form.  Train with `augment=False`: a turned image
-    has another pupil.  `model.psf` is the PSF as learned.
+    pupil is a saddle.  Photons and background are solved in closed form.  `model.psf` is the PSF as learned.
 
     >>> optics = Pupil(1.2, 0.6, 1.33, 1.33, 0.1, zernike={(2, 2): 0.5}, samples=32)
     >>> pupil3d(optics, (11, 11)).mapper.features

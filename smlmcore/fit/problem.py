@@ -15,6 +15,7 @@ from .result import Result
 
 SIDES = (5, 32)
 CHUNK = 16 << 20  # bytes of pixels that are converted and fitted together
+RAW = 1 << 19  # images that are fitted together where they need no conversion
 
 
 class Limits(NamedTuple):
@@ -66,7 +67,12 @@ def limits(
 
 
 class Chunk(NamedTuple):
-    """Part of a problem, in the dtype that is computed in; `variance`, `weights`: None, (h, w) or (m, h, w)."""
+    """Part of a problem, unless raw in the dtype that is computed in; maps are None, (h, w) or (m, h, w)."""
+
+    def take(self, rows: Any) -> Chunk:
+        """Some images of it."""
+        maps = (a if a is None or a.ndim == 2 else a[rows] for a in (self.variance, self.weights))
+        return Chunk(rows, self.spots[rows], *maps, None if self.initial is None else self.initial[rows])
 
     rows: slice
     spots: Any
@@ -95,43 +101,45 @@ class Problem:
         """Height and width of the images."""
         return self.spots.shape[1:]
 
-    def chunks(self) -> Iterator[Chunk]:
-        """The problem piece by piece: only one piece is converted and in memory at a time."""
-        size = max(1024, CHUNK // (self.shape[0] * self.shape[1] * self.dtype.itemsize))
+    def chunks(self, raw: bool = False) -> Iterator[Chunk]:
+        """The problem piece by piece: only one piece is converted and in memory at a time; `raw`, nothing is."""
+        size = RAW if raw else max(1024, CHUNK // (self.shape[0] * self.shape[1] * self.dtype.itemsize))
         for start in range(0, len(self.spots), size):
-            yield self.chunk(slice(start, min(start + size, len(self.spots))))
+            yield self.chunk(slice(start, min(start + size, len(self.spots))), raw)
 
-    def chunk(self, rows: slice | np.ndarray) -> Chunk:
-        """The images `rows`, converted."""
-        initial = None if self.initial is None else self._convert(self.initial[rows])
-        maps = []
-        for name, given in (("variance", self.variance), ("weights", self.weights)):
-            each = given is not None and given.ndim == 3
-            maps.append(None if given is None else self._convert(given[rows] if each else given))
-            if each and not bool(maps[-1].min() >= 0):  # a NaN makes this false too
-                raise ValueError(_negative(self.caller, name))
-        return Chunk(rows, self._convert(self.spots[rows]), *maps, initial)
+    def chunk(self, rows: slice | np.ndarray, raw: bool = False) -> Chunk:
+        """The images `rows`, converted unless `raw`."""
+        part = Chunk(slice(None), self.spots, self.variance, self.weights, self.initial).take(rows)
+        return part if raw else self.convert(part)
+
+    def convert(self, raw: Chunk) -> Chunk:
+        """A raw chunk in the dtype that is computed in, its maps checked."""
+        xp = backend.module(self.spots)
+        part = Chunk(raw.rows, *(None if a is None else xp.ascontiguousarray(a, self.dtype) for a in raw[1:]))
+        for name in ("variance", "weights"):
+            each = getattr(part, name)
+            if each is not None and each.ndim == 3 and not bool(each.min() >= 0):  # a NaN makes this false too
+                raise ValueError(negative(self.caller, name))
+        return part
 
     @property
     def caller(self) -> str:
         """The name of the function that was called."""
         return "fit.lsq" if self.least_squares else "fit.mle"
 
-    def result(self) -> Result:
-        """Arrays for the result, not yet written."""
-        xp, n, p = backend.module(self.spots), len(self.spots), len(self.psf.names)
-        return Result(
-            self.psf.names,
-            xp.empty((n, p), self.dtype),
-            xp.empty((n, p), self.dtype),
-            xp.empty(n, np.int8),
-            xp.empty(n, np.int32),
-            xp.empty(n, self.dtype),
-            xp.empty(n, self.dtype),
-        )
+    def outputs(self, n: int, measured: bool = True) -> tuple[Any, ...]:
+        """Arrays for n fits, not yet written: parameters, errors, status, iterations, log_likelihood, chi2.
 
-    def _convert(self, a: Any) -> Any:
-        return backend.module(a).ascontiguousarray(a, self.dtype)
+        The last two are None unless they are `measured` by the fit.
+        """
+        xp, p = backend.module(self.spots), len(self.psf.names)
+        shapes = {(n, p): (self.dtype, self.dtype), (n,): (np.int8, np.int32)}
+        out = [xp.empty(shape, dtype) for shape, dtypes in shapes.items() for dtype in dtypes]
+        return (*out, *(xp.empty(n, self.dtype) if measured else None for _ in range(2)))
+
+    def result(self) -> Result:
+        """A result whose arrays are not yet written."""
+        return Result(self.psf.names, *self.outputs(len(self.spots)))
 
 
 def check(
@@ -193,11 +201,11 @@ def _map(given: Any, spots: Any, dtype: np.dtype, caller: str, name: str, meanin
         return given
     xp = backend.module(spots)
     if not bool((given >= 0).all()):
-        raise ValueError(_negative(caller, name))
+        raise ValueError(negative(caller, name))
     if given.ndim == 0 and given == 0 and name == "variance":
         return None
     return xp.ascontiguousarray(xp.broadcast_to(xp.asarray(given, dtype), spots.shape[1:]))
 
 
-def _negative(caller: str, name: str) -> str:
+def negative(caller: str, name: str) -> str:
     return f"{caller} got {name} below 0 or NaN; expected numbers from 0 on (infinite variance leaves a pixel out)"

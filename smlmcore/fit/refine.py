@@ -116,32 +116,33 @@ class _Block:
         damping = xp.zeros(len(theta))
         iterations = xp.zeros(len(theta), np.int32)
         converged = xp.zeros(len(theta), bool)
-        last = xp.full(len(theta), np.inf)
-        active = xp.flatnonzero(valid)
-        for _ in range(max_iterations):
-            if active.size == 0:
-                break
+        accepted = valid.copy()
+        for done in range(max_iterations + 1 if valid.any() else 0):
+            active = xp.flatnonzero(valid & ~converged)
             now = [s[active] for s in state]
             likelihood, gradient, fisher = now[:3]
             held = self.held(theta[active], gradient) | fixed
-            move = _step(xp.where(held, 0, gradient), _release(fisher, held), damping[active])
-            decrement = (move * xp.where(held, 0, gradient)).sum(1)
+            gradient = xp.where(held, 0, gradient)
+            move = _step(gradient, _release(fisher, held), damping[active])
+            # the square of the step ahead in standard errors is how far the maximum is
+            near = (move * gradient).sum(1) < tolerance**2 * unit[active]
+            converged[active] = near & accepted[active] & (damping[active] < 1e-2)
+            go = xp.flatnonzero(~converged[active])
+            if done == max_iterations or go.size == 0:
+                break
+            active, likelihood, move, held = active[go], likelihood[go], move[go], held[go]
             limit = step + factor * xp.abs(theta[active])
             trial = xp.clip(theta[active] + xp.clip(move, -limit, limit), lower, upper)
             trial = xp.where(held, theta[active], trial)
             new = self.evaluate(trial, active)[0]
             better = new[0] >= likelihood - 1e-9 * xp.abs(likelihood)
             theta[active] = xp.where(better[:, None], trial, theta[active])
-            for old, after, before in zip(state, new, now, strict=True):
-                old[active] = xp.where(better.reshape(-1, *(1,) * (after.ndim - 1)), after, before)
+            for old, after in zip(state, new, strict=True):
+                old[active] = xp.where(better.reshape(-1, *(1,) * (after.ndim - 1)), after, old[active])
             iterations[active] += 1
-            # steps shrink by a constant factor: the last two foretell the next one
-            square = tolerance**2 * unit[active]
-            near = (decrement < square) & (decrement**2 < 0.1 * square * last[active])
-            last[active] = decrement
-            converged[active] = better & (damping[active] < 1e-2) & near
-            damping[active] = xp.where(better, damping[active] / 10, xp.maximum(10 * damping[active], 1e-2))
-            active = active[~converged[active]]
+            accepted[active] = better
+            less = xp.where(damping[active] > 1e-4, damping[active] / 10, 0)
+            damping[active] = xp.where(better, less, xp.maximum(10 * damping[active], 1e-2))
         _, gradient, fisher, spread, likelihood, chi2 = state
         pushed = self.held(theta, gradient) & ~fixed
         held = pushed | fixed

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import InitVar, dataclass, fields
 from enum import IntEnum
 from typing import Any
 
@@ -19,6 +20,9 @@ class Status(IntEnum):
     at_bound = 2
     singular = 3
     invalid_input = 4
+
+
+LATER = ("log_likelihood", "chi2")
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,25 @@ class Result:
     log_likelihood: Any
     chi2: Any
     emitters: Any = None
+    measure: InitVar[Callable[[], tuple[Any, Any]] | None] = None
+
+    def __post_init__(self, measure: Callable[[], tuple[Any, Any]] | None) -> None:
+        if measure is not None:
+            for name in LATER:
+                object.__delattr__(self, name)
+            object.__setattr__(self, "_measure", measure)
 
     def __getattr__(self, name: str) -> Any:
+        if name in LATER and "_measure" in self.__dict__:
+            for field, values in zip(LATER, self.__dict__.pop("_measure")(), strict=True):
+                object.__setattr__(self, field, values)
+            return getattr(self, name)
         if name in object.__getattribute__(self, "names"):
             return self.parameters[:, self.names.index(name)]
         raise AttributeError(f"fit.Result has no {name!r}; its parameters are {', '.join(self.names)}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # a pickle or copy is without the spots
 
     def __len__(self) -> int:
         return len(self.parameters)

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..autograd import ops
+
 
 @dataclass(frozen=True)
 class Flatten:
@@ -66,3 +68,40 @@ def part(p: Mapping[str, Any], name: str) -> dict[str, Any]:
     """
     prefix = f"{name}."
     return {key[len(prefix) :]: value for key, value in p.items() if key.startswith(prefix)}
+
+
+@dataclass(frozen=True)
+class residual:
+    """x + layer(x); the parameters are those of the layer.
+
+    >>> residual(Flatten())({}, np.ones((1, 2)))
+    array([[2., 2.]])
+    """
+
+    layer: Any
+
+    def init(self, rng: np.random.Generator, dtype: Any = np.float32) -> dict[str, np.ndarray]:
+        """Draw the parameters of the layer."""
+        return self.layer.init(rng, dtype)
+
+    def __call__(self, p: Mapping[str, Any], x: Any) -> Any:
+        """Apply to x, an array or Tensor, with the parameters `p`."""
+        return x + self.layer(p, x)
+
+
+@dataclass(frozen=True, init=False)
+class concatenate:
+    """The channels of all layers' results for one input, side by side.  The parameters of layer i are named "i.NAME".
+
+    >>> concatenate(Flatten(), Flatten())({}, np.ones((1, 2)))
+    array([[1., 1., 1., 1.]])
+    """
+
+    layers: tuple[Any, ...]
+
+    __init__ = chain.__init__
+    init = chain.init
+
+    def __call__(self, p: Mapping[str, Any], x: Any) -> Any:
+        """Apply to x, an array or Tensor, with the parameters `p`."""
+        return ops.concatenate([layer(part(p, str(i)), x) for i, layer in enumerate(self.layers)], axis=-1)

@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from .. import backend
 from ..autograd import op
 from ..backend import Array
-from .simd import blocks, copy, frozen, pack, product
+from .simd import WIDEST, blocks, copy, frozen, link, njit, pack, product
 
 ROWS = 48  # rows of the result that a thread takes at a time
 
 
-@njit(nogil=True)
+@njit()
 def _rows(first, rows, a, row, step, length, packed, widths, init, out):
     results, d = out.reshape(-1), out.shape[1]
-    table, spare = np.zeros(1, np.int64), np.empty(rows * 32, out.dtype)
+    table, spare = np.zeros(1, np.int64), np.empty(rows * WIDEST, out.dtype)
     column = 0
     for width in widths:
         w, x = column * length, first * row
@@ -40,7 +40,7 @@ def _rows(first, rows, a, row, step, length, packed, widths, init, out):
         column += width
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True)
 def _matmul(a, row, step, length, packed, widths, init, out):
     rows = out.shape[0]
     for chunk in prange(-(-rows // ROWS)):
@@ -57,6 +57,7 @@ def matmul(a: Array, b: Array, bias: Array | None = None) -> Array:
         return a @ b if bias is None else a @ b + bias
     if not (a.flags.c_contiguous or a.flags.f_contiguous):
         a = np.ascontiguousarray(a)
+    link()
     columns = b.shape[1]
     widths = blocks(columns)
     init = np.zeros(widths.sum(), a.dtype)

@@ -16,9 +16,16 @@ check each index and keep the sums in memory; they reach 2.5 GFLOP/s on a core o
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
+from llvmlite import binding, ir
+from numba import types
 from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
@@ -26,10 +33,74 @@ from numba.extending import intrinsic, overload
 AVX512 = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]  # of the machine numba compiles for
 VECTOR = 16 if AVX512 else 8  # floats of a vector
 # Rows of a block of output columns, by its width: as many sums as registers hold, 24 of 32 with AVX-512, else 12 of 16.
-HEIGHTS = {32: 12, 16: 12, 8: 12} if AVX512 else {24: 4, 16: 6, 8: 12}
-WIDE, MIDDLE, NARROW = WIDTHS = tuple(HEIGHTS)
+HEIGHTS = {48: 8, 32: 12, 24: 12, 16: 12, 8: 12} if AVX512 else {24: 4, 16: 6, 8: 12}
+# Time of one step of a block for one row, in vectors: narrow blocks share each number they load among fewer products.
+COSTS = {48: 3.0, 32: 2.0, 24: 1.55, 16: 1.15, 8: 0.7} if AVX512 else {24: 3.0, 16: 2.05, 8: 1.2}
+WIDEST = max(HEIGHTS)
 
-_FLOAT, _INT = ir.FloatType(), ir.IntType(64)
+_FLOAT, _INT, _SHORT = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+SHARED = ("simd", "activation", "direct", "winograd")  # files whose functions are compiled into those of other files
+DIGEST = hashlib.sha256(b"".join(Path(__file__).with_stem(f).read_bytes() for f in SHARED)).hexdigest()[:8]
+
+
+def njit(**options: Any) -> Callable[[Callable], Any]:
+    """`numba.njit(cache=True, nogil=True, ...)` that compiles anew when one of the files `SHARED` has changed.
+
+    numba looks only at the file of the function itself, not at those of the functions that it calls.  The name of the
+    cache file follows the function's name, so the digest of the sources goes there.
+    """
+
+    def decorate(function: Callable) -> Any:
+        function.__qualname__ += f"_{DIGEST}"
+        return numba.njit(cache=True, nogil=True, **options)(function)
+
+    return decorate
+
+
+SINGLE, WHOLE = types.CPointer(types.float32), types.int64  # types of addresses and counts, for `shared`
+_links: list[Callable[[], Any]] = []
+
+
+def shared(signature: Any) -> Callable[[Callable], Any]:
+    """Compile a function once for all compiled functions that call it, instead of into each of them.
+
+    They call it by a symbol, which exists after `link()`: to be called before any of them.
+    """
+
+    def decorate(function: Callable) -> Any:
+        symbol = f"smlmcore_{function.__name__}_{DIGEST}"
+        function.__qualname__ = symbol
+
+        @cache
+        def link() -> Any:
+            compiled = numba.cfunc(signature, cache=True)(function)
+            binding.add_symbol(symbol, compiled.address)
+            return compiled  # kept by the cache
+
+        _links.append(link)
+        return types.ExternalFunction(symbol, signature)
+
+    return decorate
+
+
+def link() -> None:
+    """Compile the `shared` functions, or load them from numba's cache; at once the second time."""
+    for one in _links:
+        one()
+
+
+@intrinsic
+def at(typing, array, offset):
+    """Address of element `offset` of a flat array, or of the numbers at another address."""
+    pointer = array if isinstance(array, types.CPointer) else types.CPointer(array.dtype)
+
+    def codegen(context, b, signature, args):
+        first = (
+            args[0] if isinstance(array, types.CPointer) else context.make_array(array)(context, b, value=args[0]).data
+        )
+        return b.gep(first, [args[1]])
+
+    return pointer(array, types.int64), codegen
 
 
 def blocks(columns: int) -> np.ndarray:
@@ -38,11 +109,16 @@ def blocks(columns: int) -> np.ndarray:
     >>> int(blocks(37).sum())
     40
     """
-    widths, left = [], columns
-    while left > 0:
-        widths.append(next(v for v in WIDTHS if v - 8 < left))
-        left -= widths[-1]
-    return np.array(widths, np.int64)
+    return np.array(_cut(-(-columns // 8))[1], np.int64)
+
+
+@cache
+def _cut(eights: int) -> tuple[float, tuple[int, ...]]:
+    """The cheapest cut of eight times `eights` columns, as (cost, widths)."""
+    if eights == 0:
+        return 0.0, ()
+    rest = {width: _cut(eights - width // 8) for width in COSTS if width <= 8 * eights}
+    return min((COSTS[width] + cost, (width, *widths)) for width, (cost, widths) in rest.items())
 
 
 @intrinsic
@@ -75,7 +151,7 @@ def frozen(a: np.ndarray) -> np.ndarray:
     return a
 
 
-@njit(cache=True, nogil=True)
+@njit()
 def _pack(matrix, widths):
     rows, columns = matrix.shape
     packed = np.zeros(rows * widths.sum(), matrix.dtype)
@@ -89,109 +165,282 @@ def _pack(matrix, widths):
 
 
 def _tile(rows: int, width: int):
-    """The intrinsic for `rows` rows by `width` columns: the arguments of `product` without the first and last."""
-    lanes = min(width, VECTOR)
-    if width % lanes:
-        raise ValueError(f"a tile of {width} columns is no whole number of vectors of {lanes}; it would write beyond")
-    vector = ir.VectorType(_FLOAT, lanes)
+    """The intrinsic for `rows` rows by `width` columns: (x, weight, out, init, table, count, strides), as in `product`,
+    but with addresses for an array and its offset.
+
+    The columns are cut into vectors.  A half vector at the end holds two neighbouring rows, if there is an even number
+    of them: 24 columns then take three registers for two rows, not four.
+    """
+    if width % 8 or (width % VECTOR and VECTOR != 16):
+        raise ValueError(f"a tile of {width} columns is no whole number of vectors of {VECTOR}; it would write beyond")
+    lanes = [VECTOR] * (width // VECTOR) + [8] * (width % VECTOR // 8)
+    columns = [(8 * sum(n // 8 for n in lanes[:i]), n, n < VECTOR and rows % 2 == 0) for i, n in enumerate(lanes)]
 
     def codegen(context, b, signature, args):
-        def data(index):  # pointer to element args[index + 1] of the array args[index]
-            array = context.make_array(signature.args[index])(context, b, value=args[index])
-            return b.gep(array.data, [args[index + 1]])
-
         def constant(value):
             return ir.Constant(_INT, value)
 
-        def as_vector(pointer, *offset):
-            for o in offset:
-                pointer = b.gep(pointer, [o])
-            return b.bitcast(pointer, vector.as_pointer())
+        def offset(pointer, *offsets):
+            for o in offsets:
+                pointer = b.gep(pointer, [constant(o) if isinstance(o, int) else o])
+            return pointer
 
-        def broadcast(value):
-            one = b.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-            return b.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
+        def load(pointer, n):
+            return b.load(b.bitcast(pointer, ir.VectorType(_FLOAT, n).as_pointer()), align=4)
 
-        x, weight, out, init = (data(i) for i in (0, 2, 4, 6))
-        length, row, step, weight_step, out_row, init_row = args[9:]
-        table = context.make_array(signature.args[8])(context, b, value=args[8])
-        count = b.extract_value(table.shape, 0)
-        fma = cgutils.get_or_insert_function(
-            b.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{lanes}f32"
-        )
-        columns = [constant(n) for n in range(0, width, lanes)]
+        def store(value, pointer):
+            b.store(value, b.bitcast(pointer, value.type.as_pointer()), align=4)
+
+        def shuffle(one, two, order):
+            return b.shuffle_vector(one, two, ir.Constant(ir.VectorType(_SHORT, len(order)), list(order)))
+
+        def broadcast(value, n):
+            one = b.insert_element(ir.Constant(ir.VectorType(_FLOAT, n), ir.Undefined), value, ir.Constant(_SHORT, 0))
+            return shuffle(one, one, [0] * n)
+
+        def fma(x, y, z):
+            kind = ir.FunctionType(x.type, [x.type] * 3)
+            return b.call(cgutils.get_or_insert_function(b.module, kind, f"llvm.fmuladd.v{x.type.count}f32"), [x, y, z])
+
+        x, weight, out, init, table, count, length, row, step, weight_step, out_row, init_row = args
+        if any(paired for *_, paired in columns):
+            # Lanes of the second row.  Opaque: of a constant mask LLVM makes a permutation, which takes a multiplier.
+            half = ir.IntType(16)
+            mask = b.asm(ir.FunctionType(half, [half]), "", "=r,0", [ir.Constant(half, 0xFF00 - 0x10000)], False)
+            second = b.bitcast(mask, ir.VectorType(ir.IntType(1), 16))
         sums = {}  # stack slots, which LLVM turns into registers
         for m in range(rows):
-            for n in columns:
-                start = b.load(as_vector(init, b.mul(init_row, constant(m)), n), align=4)
+            for n, size, paired in columns:
+                if paired and m % 2:
+                    continue
+                start = load(offset(init, b.mul(init_row, constant(m)), n), size)
+                if paired:
+                    start = shuffle(start, load(offset(init, b.mul(init_row, constant(m + 1)), n), size), range(16))
                 sums[m, n] = cgutils.alloca_once_value(b, start)
         with cgutils.for_range(b, count) as segment:
-            xs = b.gep(x, [b.load(b.gep(table.data, [segment.index]))])
-            ws = b.gep(weight, [b.mul(b.mul(segment.index, length), weight_step)])
+            xs = offset(x, b.load(offset(table, segment.index)))
+            ws = offset(weight, b.mul(b.mul(segment.index, length), weight_step))
             with cgutils.for_range(b, length) as k:
                 # An empty convergent asm: else LLVM unrolls this loop, hoists the broadcasts and spills the sums.
                 b.asm(ir.FunctionType(ir.VoidType(), []), "", "", [], True).attributes.add("convergent")
-                xk = b.gep(xs, [b.mul(k.index, step)])
-                wk = b.gep(ws, [b.mul(k.index, weight_step)])
-                weights = [b.load(as_vector(wk, n), align=4) for n in columns]
-                for m in range(rows):
-                    value = broadcast(b.load(b.gep(xk, [b.mul(row, constant(m))])))
-                    for n, w in zip(columns, weights, strict=True):
-                        b.store(b.call(fma, [value, w, b.load(sums[m, n])]), sums[m, n])
-        for (m, n), slot in sums.items():
-            b.store(b.load(slot), as_vector(out, b.mul(out_row, constant(m)), n), align=4)
+                xk, wk = offset(xs, b.mul(k.index, step)), offset(ws, b.mul(k.index, weight_step))
+                weights = {n: load(offset(wk, n), size) for n, size, _ in columns}
+                for n, _, paired in columns:
+                    if paired:
+                        weights[n] = shuffle(weights[n], weights[n], [*range(8), *range(8)])
+                pair = 2 if any(paired for *_, paired in columns) else 1
+                for m in range(0, rows, pair):
+                    scalars = [b.load(offset(xk, b.mul(row, constant(m + i)))) for i in range(pair)]
+                    wide = [broadcast(v, VECTOR) for v in scalars]
+                    for n, size, paired in columns:
+                        if paired:
+                            values = [b.select(second, wide[1], wide[0])]
+                        else:
+                            values = [
+                                v if size == VECTOR else broadcast(s, size) for v, s in zip(wide, scalars, strict=True)
+                            ]
+                        for i, v in enumerate(values):
+                            b.store(fma(v, weights[n], b.load(sums[m + i, n])), sums[m + i, n])
+        for n, _, paired in columns:
+            for m in range(0, rows, 2 if paired else 1):
+                total = b.load(sums[m, n])
+                if paired:
+                    store(shuffle(total, total, range(8, 16)), offset(out, b.mul(out_row, constant(m + 1)), n))
+                    total = shuffle(total, total, range(8))
+                store(total, offset(out, b.mul(out_row, constant(m)), n))
         return context.get_dummy_value()
 
     @intrinsic
-    def tile(typing, x, x0, weight, w, out, o, init, i, segments, length, row, step, weight_step, out_row, init_row):
-        integer = types.int64
-        arrays = (t for a in (x, weight, out, init) for t in (a, integer))
-        return types.void(*arrays, segments, *[integer] * 6), codegen
+    def tile(typing, x, weight, out, init, table, count, length, row, step, weight_step, out_row, init_row):
+        return types.void(x, weight, out, init, table, *[types.int64] * 7), codegen
 
     return tile
 
 
-def _strip(width: int):
-    """`product` for one width, many rows: tiles as high as registers allow, then of 3 rows, then of 1."""
-    height = HEIGHTS[width]
-    high, three, one = _tile(height, width), _tile(3, width), _tile(1, width)
+class Vector:
+    """A vector value in LLVM IR, with the operators + - and * by a number or another vector.
 
-    @njit(nogil=True, inline="always")  # compiled where it is used: one compilation less
-    def strip(x, x0, weight, w, out, o, init, i, table, length, row, step, weight_step, out_row, init_row, rows):
+    Multiplications and additions may be contracted to one instruction.
+    """
+
+    def __init__(self, builder: Any, value: Any) -> None:
+        self.builder, self.value = builder, value
+
+    def _apply(self, name: str, other: Vector | float) -> Vector:
+        kind = self.value.type
+        right = other.value if isinstance(other, Vector) else ir.Constant(kind, [float(other)] * kind.count)
+        return Vector(self.builder, getattr(self.builder, name)(self.value, right, flags=("contract", "nsz")))
+
+    def __add__(self, other: Vector | float) -> Vector:
+        return self._apply("fadd", other)
+
+    def __sub__(self, other: Vector | float) -> Vector:
+        return self._apply("fsub", other)
+
+    def __mul__(self, other: Vector | float) -> Vector:
+        return self._apply("fmul", other)
+
+    __rmul__ = __mul__
+
+    def max(self, other: Vector) -> Vector:
+        """The larger one; NaN if either is."""
+        b = self.builder
+        left = b.fcmp_unordered(">", self.value, other.value)  # true also for NaN
+        left = b.or_(left, b.fcmp_unordered("!=", self.value, self.value))
+        right = b.fcmp_unordered("!=", other.value, other.value)
+        return Vector(b, b.select(b.and_(left, b.not_(right)), self.value, other.value))
+
+    def where_equal(self, one: Vector, two: Vector) -> Vector:
+        """This value where `one` equals `two`, else 0."""
+        b = self.builder
+        zero = ir.Constant(self.value.type, [0.0] * self.value.type.count)
+        return Vector(b, b.select(b.fcmp_ordered("==", one.value, two.value), self.value, zero))
+
+
+def _in_lanes(context, b, count, body):
+    """Emit body(first, lanes) over `count` numbers, a multiple of 8."""
+    size = ir.Constant(_INT, VECTOR)
+    with cgutils.for_range(b, b.udiv(count, size)) as loop:
+        body(b.mul(loop.index, size), VECTOR)
+    if VECTOR == 16:
+        eight = ir.Constant(_INT, 8)
+        with b.if_then(b.icmp_unsigned("!=", b.and_(count, eight), ir.Constant(_INT, 0))):
+            body(b.sub(count, eight), 8)
+    return context.get_dummy_value()
+
+
+def _vector_at(b, pointer, first, kind):
+    return b.bitcast(b.gep(pointer, [first]), kind.as_pointer())
+
+
+def separable(function: Callable[..., Sequence[Vector]], inputs: int):
+    """The intrinsic that applies `function`, `inputs` vectors to some others, along both axes of a grid of vectors.
+
+    It is called as (source, source_row, source_column, target, target_row, target_column, count): of addresses of
+    float32 numbers, source[i·source_row + j·source_column + k] is element (i, j) of the grid number k < count, a
+    multiple of 8, and the result goes to `target` likewise.
+    """
+
+    def codegen(context, b, signature, args):
+        source, *source_steps, target, target_row, target_column, total = args
+
+        def element(pointer, first, row, column, i, j, kind):
+            for step, times in ((row, i), (column, j)):
+                pointer = b.gep(pointer, [b.mul(step, ir.Constant(_INT, times))])
+            return _vector_at(b, pointer, first, kind)
+
+        def body(first, lanes):
+            kind, every = ir.VectorType(_FLOAT, lanes), range(inputs)
+            grid = [
+                [Vector(b, b.load(element(source, first, *source_steps, i, j, kind), align=4)) for i in every]
+                for j in every
+            ]
+            grid = list(zip(*(function(*column) for column in grid), strict=True))
+            for i, row in enumerate(grid):
+                for j, vector in enumerate(function(*row)):
+                    b.store(vector.value, element(target, first, target_row, target_column, i, j, kind), align=4)
+
+        return _in_lanes(context, b, total, body)
+
+    @intrinsic
+    def transform(typing, source, source_row, source_column, target, target_row, target_column, count):
+        integer = types.int64
+        return types.void(source, integer, integer, target, *[integer] * 3), codegen
+
+    return transform
+
+
+def elementwise(function: Callable[..., Sequence[Vector]]):
+    """The intrinsic that applies `function` to vectors from up to four flat float32 arrays.
+
+    It is called as (array, offsets, array, offsets, array, offsets, target, offsets, count), each `offsets` a tuple of
+    the places in the array where a run of `count` numbers, a multiple of 8, begins; `function` receives one vector for
+    each place of the first three, and returns one for each in `target`.
+    """
+
+    def codegen(context, b, signature, args):
+        arrays = [context.make_array(signature.args[i])(context, b, value=args[i]).data for i in (0, 2, 4, 6)]
+        places = [
+            [b.gep(a, [offset]) for offset in cgutils.unpack_tuple(b, args[i])]
+            for a, i in zip(arrays, (1, 3, 5, 7), strict=True)
+        ]
+
+        def body(first, lanes):
+            kind = ir.VectorType(_FLOAT, lanes)
+            values = [Vector(b, b.load(_vector_at(b, p, first, kind), align=4)) for a in places[:3] for p in a]
+            for p, v in zip(places[3], function(*values), strict=True):
+                b.store(v.value, _vector_at(b, p, first, kind), align=4)
+
+        return _in_lanes(context, b, args[8], body)
+
+    @intrinsic
+    def apply(typing, a, i, b, j, c, k, target, t, count):
+        return types.void(a, i, b, j, c, k, target, t, types.int64), codegen
+
+    return apply
+
+
+def _strip(width: int):
+    """`product` for one width, many rows: tiles as high as registers allow, then of 4 rows, then of 1."""
+    height = HEIGHTS[width]
+    high, four, one = _tile(height, width), _tile(4, width), _tile(1, width)
+
+    @numba.njit
+    def strip(x, weight, out, init, table, count, length, row, step, weight_step, out_row, init_row, rows):
         m = 0
         while m < rows:
             left = rows - m
             if init_row == 0:  # nothing is summed up in `out`: rather do some rows twice than few at a time
                 if height // 2 < left < height <= rows:
                     left = height
-                elif left < 3 <= rows:
-                    left = 3
+                elif left < 4 <= rows:
+                    left = 4
                 m = rows - left
-            a, b, c = x0 + m * row, o + m * out_row, i + m * init_row
+            a, b, c = at(x, m * row), at(out, m * out_row), at(init, m * init_row)
             if left >= height:
-                high(x, a, weight, w, out, b, init, c, table, length, row, step, weight_step, out_row, init_row)
+                high(a, weight, b, c, table, count, length, row, step, weight_step, out_row, init_row)
                 m += height
-            elif left >= 3:
-                three(x, a, weight, w, out, b, init, c, table, length, row, step, weight_step, out_row, init_row)
-                m += 3
+            elif left >= 4:
+                four(a, weight, b, c, table, count, length, row, step, weight_step, out_row, init_row)
+                m += 4
             else:
-                one(x, a, weight, w, out, b, init, c, table, length, row, step, weight_step, out_row, init_row)
+                one(a, weight, b, c, table, count, length, row, step, weight_step, out_row, init_row)
                 m += 1
 
     return strip
 
 
-_wide, _middle, _narrow = _strip(WIDE), _strip(MIDDLE), _strip(NARROW)
+def _choice(widths: tuple[int, ...]):
+    """`product` in vector IR for blocks of any of `widths`."""
+    own, strip = widths[0], _strip(widths[0])
+    if len(widths) == 1:
+        return numba.njit(lambda width, *arguments: strip(*arguments))
+    other = _choice(widths[1:])
+
+    @numba.njit
+    def choice(width, *arguments):
+        if width == own:
+            strip(*arguments)
+        else:
+            other(width, *arguments)
+
+    return choice
+
+
+_any_width = _choice(tuple(HEIGHTS))
+
+
+@shared(types.void(WHOLE, *[SINGLE] * 4, types.CPointer(WHOLE), *[WHOLE] * 8))
+def matrix_product(width, x, weight, out, init, table, count, length, row, step, weight_step, out_row, init_row, rows):
+    _any_width(width, x, weight, out, init, table, count, length, row, step, weight_step, out_row, init_row, rows)
 
 
 def vectors(width, x, x0, weight, w, out, o, init, i, table, length, row, step, weight_step, out_row, init_row, rows):
     """`product` in vector IR, for float32."""
-    if width == WIDE:
-        _wide(x, x0, weight, w, out, o, init, i, table, length, row, step, weight_step, out_row, init_row, rows)
-    elif width == MIDDLE:
-        _middle(x, x0, weight, w, out, o, init, i, table, length, row, step, weight_step, out_row, init_row, rows)
-    else:
-        _narrow(x, x0, weight, w, out, o, init, i, table, length, row, step, weight_step, out_row, init_row, rows)
+    matrix_product(
+        width, at(x, x0), at(weight, w), at(out, o), at(init, i), at(table, 0), table.size,
+        length, row, step, weight_step, out_row, init_row, rows,
+    )  # fmt: skip
 
 
 def plain(width, x, x0, weight, w, out, o, init, i, table, length, row, step, weight_step, out_row, init_row, rows):

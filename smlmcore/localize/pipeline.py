@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from .cut import cut
 from .detect import detect, isolated
 from .evaluate import evaluate
 from .render import render
+from .source import known_camera
 
 OUTPUTS = ("localizations.hdf5", "localizations.yaml", "localizations.csv", "model.npz", "report.json", "report.png")
 TRAINING_STEPS = 1400  # enough for the encoder to reach the bound on a movie of any length
@@ -58,9 +59,10 @@ def fit_movie(
     """Find the spots of `movie`, learn a Gaussian model from them, refine, write OUTPUTS; returns the report.
 
     `camera`: settings that override those in the file: offset (counts), gain (electrons per count), read_noise
-    (electrons), pixel_size (µm).  `box`: odd side of a spot image, pixels.  `sigma`: usual width of the PSF, pixels.
-    `threshold`: in units of noise.  `epochs`: passes over the spots, default as many as TRAINING_STEPS steps need.
-    `device`: "cpu" or "gpu".  Raises `data.DataError` if the file or what is in it does not do.
+    (electrons), pixel_size (µm); where neither offset nor gain is known they are guessed from the movie's noise (see
+    `camera.guess`), and the report says so.  `box`: odd side of a spot image, pixels.  `sigma`: usual width of the PSF,
+    pixels. `threshold`: in units of noise.  `epochs`: passes over the spots, default as many as TRAINING_STEPS steps
+    need. `device`: "cpu" or "gpu".  Raises `data.DataError` if the file or what is in it does not do.
 
     Where a table `NAME.truth.hdf5` lies beside the movie, the report compares with it.
     """
@@ -70,7 +72,7 @@ def fit_movie(
     seconds: dict[str, float] = {}
     clock = Stopwatch(seconds)
     with data.open_movie(movie) as source:
-        settings = known_camera(source, camera or {})
+        settings, camera_from = known_camera(source, camera or {})
         spots = find_spots(source, settings, box, sigma, threshold, quiet)
         shape, warnings = source.shape, list(source.warnings)
     clock.lap("find")
@@ -103,7 +105,8 @@ def fit_movie(
     numbers, errors = evaluate(spots, settings.variance, predicted, result, trainer.held_out, truth)
     report = {
         "movie": {"file": Path(movie).name, "frames": shape[0], "height": shape[1], "width": shape[2]},
-        "camera": {f.name: getattr(settings, f.name) for f in fields(settings)},
+        "camera": settings.describe(),
+        "camera_from": camera_from,
         "settings": {"box": box, "sigma": sigma, "threshold": threshold, "epochs": trainer.epochs, "seed": seed},
         "warnings": warnings,
         "found": spots.found,
@@ -130,18 +133,6 @@ def check_folder(out: str | PathLike[str], overwrite: bool) -> Path:
     if there and not overwrite:
         raise data.DataError(f"{folder} holds {there[0]} already; choose another folder or pass --overwrite")
     return folder
-
-
-def known_camera(movie: data.Movie, given: Mapping[str, float | None]) -> Camera:
-    """Camera from the movie's metadata and the settings `given`, which win; an error names what is missing."""
-    settings = {**movie.camera, **{k: v for k, v in given.items() if v is not None}}
-    missing = [f"--{name.replace('_', '-')}" for name in ("offset", "gain", "pixel_size") if settings.get(name) is None]
-    if missing:
-        raise data.DataError(
-            f"the camera is unknown: the file's metadata does not say {', '.join(missing)}; pass "
-            "--offset (counts), --gain (electrons per count), --read-noise (electrons, default 0), --pixel-size (µm)"
-        )
-    return Camera(**settings)
 
 
 def find_spots(movie: data.Movie, camera: Camera, box: int, sigma: float, threshold: float, quiet: bool) -> Spots:

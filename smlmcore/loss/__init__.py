@@ -1,4 +1,15 @@
-"""Losses: how well a prediction explains the images, in nats per pixel.
+"""Losses: how well a prediction explains the images, in photoelectrons, pixel by pixel.
+
+| loss | what |
+|---|---|
+| `PoissonGaussian(exact)` | the exact marginal of photons and read noise, or the shifted Poisson form (Huang 2013) |
+| `EMCCD` | with the excess noise of an EM register |
+| `GaussianNLL(poisson)` | Gaussian with variance μ + v, or constant v |
+| `PoissonWeighted`, `L2`, `MSE` | squared residuals |
+| `Counts` | any likelihood on raw counts, with trainable gain and offset |
+| `SelfLimiting` | any loss, with a limit beyond which only noise is learned |
+
+All take `loss(prediction, data, variance)` with a read-noise variance for all or each pixel; NaN data mask a pixel.
 
 >>> import numpy as np
 >>> from smlmcore import loss
@@ -6,6 +17,24 @@
 (1, 2, 2)
 """
 
+from .counts import Counts, Floor, noise_floor
+from .emccd import EMCCD
+from .limit import SelfLimiting
+from .pixel import L2, MSE, GaussianNLL, PoissonWeighted
 from .poisson_gaussian import PoissonGaussian, deviance, poisson_gaussian, slope
 
-__all__ = ["PoissonGaussian", "deviance", "poisson_gaussian", "slope"]
+__all__ = [
+    "EMCCD",
+    "L2",
+    "MSE",
+    "Counts",
+    "Floor",
+    "GaussianNLL",
+    "PoissonGaussian",
+    "PoissonWeighted",
+    "SelfLimiting",
+    "deviance",
+    "noise_floor",
+    "poisson_gaussian",
+    "slope",
+]

@@ -28,7 +28,10 @@ from scipy.special import gammaln, logsumexp
 from .. import backend, kernel
 from ..autograd import op
 from ..backend import Array
+from . import lanes
 
+LANES = lanes.LANES
+CHUNK = 64 * LANES  # pixels of one thread at a time
 LARGEST = {4: 3.4e38, 8: 1.7e308}  # steepest slope, by bytes of the dtype
 
 
@@ -69,23 +72,46 @@ def _log_poisson(x, mu):
 
 @numba.njit(cache=True, error_model="numpy", parallel=True)
 def _cpu(prediction, data, variance, exact, nll, slope):
-    # Each pixel in float64 whatever the dtype: its loops are short and of unequal length, so there is no SIMD to win,
-    # and only the stored precision is summed for.
+    # In float64 whatever the dtype, but only the stored precision is summed for.
     single = prediction.itemsize == 4
     steepest = -3.4e38 if single else -1.7e308
-    tiny = 1e-9 if single else 1e-18
-    for i in numba.prange(prediction.size):
-        mu, d, v = np.float64(prediction[i]), np.float64(data[i]), np.float64(variance[i])
-        if math.isnan(d) or not v < math.inf:
-            nll[i] = slope[i] = 0
-            continue
-        valid = mu if not mu < 0 else 0.0
-        if exact and v > 0:
-            value, gradient = _marginal(valid, d, v, tiny)
-        else:
-            value, gradient = _continuous(valid + v, max(d + v, 0.0))
-        nll[i] = math.inf if mu < 0 else value
-        slope[i] = max(gradient, steepest) if not math.isnan(gradient) else gradient
+    size = prediction.size
+    for chunk in numba.prange(-(-size // CHUNK)):
+        w = np.empty(lanes.FIELDS * LANES)
+        for start in range(chunk * CHUNK, min((chunk + 1) * CHUNK, size), LANES):
+            for j in range(LANES):
+                i = min(start + j, size - 1)
+                mu, d, v = np.float64(prediction[i]), np.float64(data[i]), np.float64(variance[i])
+                plain = mu > 1e-30 and mu < 1e12 and abs(d) < 1e12 and v < 1e12 and v >= (5e-3 if exact else 0.0)
+                w[lanes.MU + j], w[lanes.D + j] = (mu, d) if plain else (1.0, 1.0)
+                w[lanes.V + j], w[lanes.PLAIN + j] = (v, 1.0) if plain else (1.0, 0.0)
+                w[lanes.STATE + j] = lanes.SUMMED
+            if exact:
+                lanes.exact(w, 1e-9 if single else 1e-14)
+            else:
+                lanes.shifted(w)
+            for j in range(min(LANES, size - start)):
+                i = start + j
+                if w[lanes.PLAIN + j] > 0 and w[lanes.STATE + j] != lanes.FAILED:
+                    nll[i], slope[i] = w[lanes.NLL + j], max(w[lanes.SLOPE + j], steepest)
+                else:
+                    value, gradient = _pixel(
+                        np.float64(prediction[i]), np.float64(data[i]), np.float64(variance[i]), exact, single
+                    )
+                    nll[i], slope[i] = value, max(gradient, steepest) if gradient < 1 else gradient
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _pixel(mu, d, v, exact, single):
+    """Any pixel: those that the lanes leave over."""
+    if math.isnan(d) or not v < math.inf:
+        return 0.0, 0.0
+    valid = mu if not mu < 0 else 0.0
+    if exact and v > 0:
+        value, gradient = _marginal(valid, d, v, 1e-9 if single else 1e-18)
+    else:
+        value, gradient = _continuous(valid + v, max(d + v, 0.0))
+    return math.inf if mu < 0 else value, gradient
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -198,12 +224,41 @@ _kernel = kernel.register(
 @op
 def _poisson_gaussian(prediction, data, variance, *, exact):
     nll, slope = _value_and_slope(prediction, data, variance, exact)
-    return nll, slope
+    return nll, (slope, prediction, data, variance, exact)
 
 
 @_poisson_gaussian.vjp
-def _(slope, g):
-    return (g * slope, None, None)
+def _(saved, g):
+    slope, *inputs, exact = saved
+    return (
+        g * slope,
+        lambda: g * _to_data(slope, *inputs, exact)[0],
+        lambda: g * _to_data(slope, *inputs, exact)[1],
+    )
+
+
+def _to_data(slope: Array, prediction: Array, data: Array, variance: Any, exact: bool) -> tuple[Array, Array]:
+    """Derivatives of the nll to data and variance, for those who train gain and offset.
+
+    Exact: with the posterior mean ⟨k⟩ = μ (1 − slope), ∂/∂d = (d − ⟨k⟩)/v and ∂/∂v = 1/(2v) − ⟨(d−k)²⟩/(2v²), where
+    ⟨k(k−1)⟩ = ⟨k⟩ at d times ⟨k⟩ at d − 1.  The difference of squares costs digits: its error is some ε μ²/v.
+    """
+    mu, d, v = (a.astype(np.float64) for a in arguments("poisson_gaussian", prediction, data, variance))
+    xp = backend.module(mu)
+    digamma = backend.scipy_module(xp, "special").digamma
+    x, mean = xp.maximum(d + v, 0), xp.maximum(mu + v, np.finfo(np.float64).tiny)
+    to_data = xp.where(d + v > 0, digamma(x + 1) - xp.log(mean), 0)
+    to_variance = 1 - x / mean + to_data
+    if exact:
+        noisy = (v > 0) & (v < np.inf)
+        safe = xp.where(noisy, v, 1)
+        first = mu * (1 - slope)
+        before = mu * (1 - _value_and_slope(mu, d - 1, variance, True)[1])
+        spread = d * d - 2 * d * first + first * (1 + before)
+        to_data = xp.where(noisy, (d - first) / safe, to_data)
+        to_variance = xp.where(noisy, 0.5 / safe - spread / (2 * safe**2), to_variance)
+    masked = xp.isnan(d) | ~(v < np.inf)
+    return tuple(xp.where(masked, 0, to).astype(slope.dtype) for to in (to_data, to_variance))
 
 
 def poisson_gaussian(prediction: Any, data: Array, variance: Any = 0.0, exact: bool = True) -> Any:
@@ -211,7 +266,7 @@ def poisson_gaussian(prediction: Any, data: Array, variance: Any = 0.0, exact: b
 
     `prediction` (...) expected photoelectrons, array or Tensor; `data` (...) measured photoelectrons, same shape; NaN
     masks a pixel; `variance` read-noise variance in electrons², broadcast to `data`: scalar, (h, w) map, (n, h, w).
-    `exact=False` takes the shifted Poisson form.  Differentiable in `prediction` only.
+    `exact=False` takes the shifted Poisson form.  Differentiable in all three; for gain and offset see `loss.Counts`.
 
     Raises `ValueError` for shapes that do not fit and for a negative variance, `TypeError` for mixed backends.
 
@@ -239,7 +294,7 @@ def deviance(prediction: Array, data: Array, variance: Any = 0.0) -> Array:
     >>> deviance(np.array([4.0, 4.0]), np.array([4.0, 8.0])).round(3)
     array([0.   , 3.09])
     """
-    mu, d, v = _arguments(prediction, data, variance)
+    mu, d, v = arguments("poisson_gaussian", prediction, data, variance)
     xp = backend.module(mu)
     x, mean = xp.maximum(d + v, 0), mu + v
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -272,28 +327,26 @@ class PoissonGaussian:
 
 
 def _value_and_slope(prediction: Array, data: Array, variance: Any, exact: bool) -> tuple[Array, Array]:
-    mu, d, v = _arguments(prediction, data, variance)
+    mu, d, v = arguments("poisson_gaussian", prediction, data, variance)
     xp = backend.module(mu)
     nll, gradient = xp.empty(mu.size, mu.dtype), xp.empty(mu.size, mu.dtype)
     _kernel(mu.ravel(), d.ravel(), v.ravel(), int(exact), out=(nll, gradient))
     return nll.reshape(mu.shape), gradient.reshape(mu.shape)
 
 
-def _arguments(prediction: Array, data: Array, variance: Any) -> tuple[Array, Array, Array]:
-    """The three as arrays of one shape and of the prediction's dtype."""
-    xp = backend.module(prediction, data, variance, name="poisson_gaussian")
+def arguments(name: str, prediction: Array, data: Array, variance: Any) -> tuple[Array, Array, Array]:
+    """The three as arrays of one shape and of the prediction's dtype, or an error of the function `name`."""
+    xp = backend.module(prediction, data, variance, name=name)
     mu = backend.asarray(prediction)
     d, v = xp.asarray(data, mu.dtype), xp.asarray(variance, mu.dtype)
     if d.shape != mu.shape:
-        raise ValueError(
-            f"poisson_gaussian got a prediction of shape {mu.shape} and data of shape {d.shape}; they must be equal"
-        )
+        raise ValueError(f"{name} got a prediction of shape {mu.shape} and data of shape {d.shape}; they must be equal")
     if bool((v < 0).any()):
-        raise ValueError(f"poisson_gaussian got a variance down to {float(v.min()):g}; it is read_noise², 0 or more")
+        raise ValueError(f"{name} got a variance down to {float(v.min()):g}; it is read_noise², 0 or more")
     try:
         return mu, d, xp.broadcast_to(v, mu.shape)
     except ValueError:
         raise ValueError(
-            f"poisson_gaussian got a variance of shape {v.shape} for images of shape {mu.shape}; expected a scalar, a "
+            f"{name} got a variance of shape {v.shape} for images of shape {mu.shape}; expected a scalar, a "
             "map (h, w) or one value for each pixel"
         ) from None

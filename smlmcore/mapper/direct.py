@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .. import backend
 from ..autograd import ops
 from .projection import solve_linear
 
@@ -22,6 +23,9 @@ class Parameter:
     """How a feature f becomes a parameter: `linear` offset + scale f, `tanh` offset + scale tanh f,
     `exp` offset exp(scale f), `softplus` offset + scale log(1 + e^f).
 
+    `per`: in mappers of several emitters, whether each "emitter" has its own value or each "image" has one.  Not
+    `fitted`, it is always `offset` and takes no feature.
+
     >>> float(Parameter("tanh", offset=5.0, scale=3.0)(0.0))
     5.0
     """
@@ -29,10 +33,28 @@ class Parameter:
     activation: str = "linear"
     offset: float = 0.0
     scale: float = 1.0
+    per: str = "emitter"
+    fitted: bool = True
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"Parameter got activation {self.activation!r}; expected one of {sorted(ACTIVATIONS)}")
+        if self.per not in ("emitter", "image"):
+            raise ValueError(f"Parameter got per {self.per!r}; expected 'emitter' or 'image'")
+
+    @classmethod
+    def between(cls, low: float, high: float, **settings: Any) -> Parameter:
+        """A parameter within (low, high), which starts in the middle.
+
+        >>> float(Parameter.between(1.0, 3.0)(0.0))
+        2.0
+        """
+        return cls("tanh", (low + high) / 2, (high - low) / 2, **settings)
+
+    def constant(self, like: Any, shape: tuple[int, ...]) -> Any:
+        """`offset` in an array of `shape`, of the kind and precision of `like`, an array or Tensor."""
+        like = getattr(like, "data", like) if not backend.is_array(like) else like
+        return backend.module(like).full(shape, self.offset, like.dtype)
 
     def __call__(self, feature: Any) -> Any:
         """The parameter's value for `feature` (array, Tensor or number)."""
@@ -62,7 +84,7 @@ class Direct:
     @property
     def features(self) -> int:
         """How many features it needs."""
-        return len(self.parameters)
+        return sum(to.fitted for to in self.parameters.values())
 
     def configuration(self) -> dict[str, Any]:
         """The constructor's arguments, JSON-ready."""
@@ -90,9 +112,13 @@ class Direct:
         if features.ndim != 2 or features.shape[1] != self.features:
             raise ValueError(
                 f"mapper.Direct got features of shape {features.shape}; expected (n, {self.features}), "
-                f"one column for each of {', '.join(self.parameters)}"
+                f"one column for each of {', '.join(name for name, to in self.parameters.items() if to.fitted)}"
             )
-        values = {name: to(features[:, i]) for i, (name, to) in enumerate(self.parameters.items())}
+        columns = iter(range(self.features))
+        values = {
+            name: to(features[:, next(columns)]) if to.fitted else to.constant(features, features.shape[:1])
+            for name, to in self.parameters.items()
+        }
         if self.solve:
             if images is None or draw is None:
                 raise ValueError("mapper.Direct with `solve` needs the images and the renderer; pass images= and draw=")

@@ -10,3 +10,4 @@ from .elliptic import EllipticGaussian2D
 from .gaussian import Gaussian2D
 from .pupil import Pupil
 from .retrieval import retrieve
+from .spline import Spline

@@ -21,7 +21,7 @@ from ..autograd import ops
 from . import moments
 from .base import PSF, Bounds, run_partials, stack_emitters
 from .elliptic import EllipticGaussian2D
-from .gaussian import SIZES, axes_cpu, block_per_image, render_op, sample, separable, separable_cpu, widths_cpu
+from .gaussian import SIZES, axes_cpu, block_per_image, draw, sample, separable, separable_cpu, widths_cpu
 
 # ---------------------------------------------------------------- reference: the definition
 
@@ -185,15 +185,17 @@ class AstigmaticGaussian(PSF):
         """Bounds of each parameter when fitted to images of `shape`; z stays in the calibrated range."""
         return {**super().bounds(shape), "z": Bounds(*self.z_range, 0.2 * min(self._pairs["depth"]))}
 
-    def render(self, parameters: Mapping[str, Any], shape: tuple[int, int]) -> Any:
+    def render(self, parameters: Mapping[str, Any], shape: tuple[int, int], image: Any = None) -> Any:
         """Images (n, h, w) of the emitters' sum plus background; arrays or Tensors, (n,) or (n, emitters) each.
 
-        `background` is (n,): counted once per image.  Differentiable in every parameter that is a Tensor.  Where the
+        `background` is (n,): counted once per image.  Differentiable in every parameter that is a Tensor.  With
+        `image`, the index (emitters,) of each emitter's image, parameters are (emitters,), and emitters are drawn only
+        where they are: for many in a large image.  Where the
         calibration's polynomial is negative, far outside `z_range`, the image is NaN.
         """
-        x, y, z, photons, background = stack_emitters(self, parameters, ("x", "y", "z", "photons"))
+        x, y, z, photons, background = stack_emitters(self, parameters, ("x", "y", "z", "photons"), image)
         sigma_x, sigma_y = (_width(z, c) for c in self.constants.reshape(2, 5).tolist())
-        return render_op(x, y, photons, sigma_x, sigma_y, background, shape=tuple(shape))
+        return draw((x, y, photons, sigma_x, sigma_y, background), shape, image)
 
     def partials(self, parameters: Any, shape: tuple[int, int]) -> tuple[Any, Any]:
         """Images (n, h, w) and their derivatives (n, p, h, w) for one emitter per image, `parameters` (n, p)."""
@@ -202,12 +204,15 @@ class AstigmaticGaussian(PSF):
         return run_partials(partials_kernel, theta, shape, calibration)
 
     def guess(self, found: dict[str, Any], data: Any, weights: Any) -> dict[str, Any]:
-        """The z, of some over the range a third of the depth apart, at which photons and background fit best."""
+        """The z, of those a third of the depth apart whose widths are nearest, that fits best."""
         xp, (low, high) = backend.module(data), self.z_range
         count = max(5, math.ceil(3 * (high - low) / min(self._pairs["depth"])))
+        grid = low + (xp.arange(count) + 0.5) / count * (high - low)
+        measured = xp.stack([found["sigma_x"], found["sigma_y"]], -1)[:, None]
+        misfit = (xp.log(measured / self.sigma(grid)) ** 2).sum(2)
         best, least = {}, xp.full(len(data), np.inf, data.dtype)
-        for i in range(count):
-            z = xp.full(len(data), low + (i + 0.5) / count * (high - low), data.dtype)
+        for nearest in xp.argsort(misfit, 1)[:, :4].T:
+            z = grid[nearest].astype(data.dtype)
             shape = {"x": found["x"], "y": found["y"], "z": z}
             image = self.render({**shape, "photons": 1.0, "background": 0.0}, data.shape[1:])
             photons, background, chi2 = moments.brightness(image, data, weights)

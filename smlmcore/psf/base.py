@@ -36,6 +36,7 @@ class PSF(ABC):
 
     names: tuple[str, ...]
     linear: ClassVar[tuple[str, ...]] = ()
+    symmetric: ClassVar[bool] = False  # flipped and transposed images are images of this PSF as well
     numba_partials: ClassVar[Callable[..., None]]
 
     @property
@@ -49,7 +50,11 @@ class PSF(ABC):
 
     @abstractmethod
     def render(self, parameters: Mapping[str, Any], shape: tuple[int, int]) -> Any:
-        """Images (n, h, w), differentiable in every parameter given as a Tensor."""
+        """Images (n, h, w), differentiable in every parameter given as a Tensor.
+
+        A PSF that can draw each emitter only where it is takes besides `image`, the index (emitters,) of the image
+        that each belongs to; then the parameters are (emitters,), and `background` is (images,).
+        """
 
     @abstractmethod
     def partials(self, parameters: Any, shape: tuple[int, int]) -> tuple[Any, Any]:
@@ -168,8 +173,11 @@ def standard_errors(fisher: Any) -> Any:
     return xp.where(bad[:, None], np.nan, errors)
 
 
-def stack_emitters(psf: PSF, values: Mapping[str, Any], per_emitter: Sequence[str]) -> list[Any]:
-    """The parameters named `per_emitter` as (n, emitters) and `background` as (n,), all of one dtype, in this order."""
+def stack_emitters(psf: PSF, values: Mapping[str, Any], per_emitter: Sequence[str], image: Any = None) -> list[Any]:
+    """The parameters named `per_emitter` as (n, emitters) and `background` as (n,), all of one dtype, in this order.
+
+    With `image`, the index of each emitter's image, they are (emitters,), and `background` (images,).
+    """
     name = type(psf).__name__
     expected = {*per_emitter, "background"}
     if set(values) != expected:
@@ -182,17 +190,23 @@ def stack_emitters(psf: PSF, values: Mapping[str, Any], per_emitter: Sequence[st
     given = tensors or [arrays[k] for k, v in values.items() if not np.isscalar(v)] or list(arrays.values())
     dtype = np.result_type(*(a.dtype for a in given))
     arrays = {k: a if a.dtype == dtype else a.astype(dtype) for k, a in arrays.items()}
-    table = {k: a if a.ndim != 1 else a.reshape(-1, 1) for k, a in arrays.items()}
+    table = {k: a if a.ndim != 1 or image is not None else a.reshape(-1, 1) for k, a in arrays.items()}
     try:
+        if image is not None:
+            (n,) = np.broadcast_shapes((1,), *(table[k].shape for k in per_emitter))
+            if table["background"].ndim > 1:
+                raise ValueError
+            return [*(ops.broadcast_to(table[k], (n,)) for k in per_emitter), ops.reshape(table["background"], -1)]
         n, emitters = np.broadcast_shapes((1, 1), *(table[k].shape for k in per_emitter))
         n = np.broadcast_shapes((n, 1), table["background"].shape)[0]
         if table["background"].ndim == 2 and table["background"].shape[1] != 1:
             raise ValueError
     except ValueError:
         shapes = {k: tuple(a.shape) for k, a in arrays.items()}
+        expected = ("(n,) or (n, emitters)", "(n,)") if image is None else ("(emitters,)", "(images,)")
         raise ValueError(
-            f"{name}.render got shapes {shapes}; expected (n,) or (n, emitters) for {', '.join(per_emitter)} "
-            "and (n,) for background, which is counted once per image"
+            f"{name}.render got shapes {shapes}; expected {expected[0]} for {', '.join(per_emitter)} "
+            f"and {expected[1]} for background, which is counted once per image"
         ) from None
     return [
         *(ops.broadcast_to(table[k], (n, emitters)) for k in per_emitter),

@@ -24,7 +24,7 @@ import numpy as np
 from .. import backend, kernel
 from ..autograd import op
 from .base import PSF, run_partials, stack_emitters
-from .gaussian import SIZES, axes_cpu, block_per_image, render_op, sample, separable, separable_cpu
+from .gaussian import SIZES, axes_cpu, block_per_image, draw, sample, separable, separable_cpu
 
 NODE = math.sqrt(0.6) / 2  # Gauss-Legendre of three points on (-1/2, 1/2): -NODE, 0, NODE
 
@@ -326,14 +326,23 @@ class EllipticGaussian2D(PSF):
     def scratch_size(self, shape: tuple[int, int]) -> int:
         return 0 if self.rotated else 3 * sum(shape)
 
-    def render(self, parameters: Mapping[str, Any], shape: tuple[int, int]) -> Any:
+    def render(self, parameters: Mapping[str, Any], shape: tuple[int, int], image: Any = None) -> Any:
         """Images (n, h, w) of the emitters' sum plus background; arrays or Tensors, (n,) or (n, emitters) each.
 
-        `background` is (n,): counted once per image.  Differentiable in every parameter that is a Tensor.
+        `background` is (n,): counted once per image.  Differentiable in every parameter that is a Tensor.  With
+        `image`, the index (emitters,) of each emitter's image, parameters are (emitters,), and emitters are drawn only
+        where they are: for many in a large image.  Not if rotated.
         """
         per_emitter = tuple(name for name in self.names if name != "background")
-        draw = _rotated_op if self.rotated else render_op
-        return draw(*stack_emitters(self, parameters, per_emitter), shape=tuple(shape))
+        values = stack_emitters(self, parameters, per_emitter, image)
+        if not self.rotated:
+            return draw(values, shape, image)
+        if image is not None:
+            raise ValueError(
+                "EllipticGaussian2D(rotated=True).render got image=..., which needs widths along x and y; give the "
+                "emitters of each image as a row of (n, emitters) instead"
+            )
+        return _rotated_op(*values, shape=tuple(shape))
 
     def partials(self, parameters: Any, shape: tuple[int, int]) -> tuple[Any, Any]:
         """Images (n, h, w) and their derivatives (n, p, h, w) for one emitter per image, `parameters` (n, p)."""

@@ -13,7 +13,7 @@ are one parameter; `elliptic.py` has two, `astigmatic.py` two functions of z.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numba
@@ -22,6 +22,7 @@ from scipy.special import erf
 
 from .. import backend, kernel
 from ..autograd import op
+from . import axis, scatter
 from .base import PSF, run_partials, stack_emitters
 
 # ---------------------------------------------------------------- reference: the definition
@@ -77,6 +78,8 @@ def _partials(parameters, value, partials):
 
 
 # ---------------------------------------------------------------- cpu
+
+CHUNK = 64  # images that a thread takes at a time
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -148,51 +151,54 @@ def _partials_cpu(parameters, value, partials):
         _spot(parameters[i], parameters[i], value[i], partials[i], scratch)  # sigma is free: no constants are read
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
+@axis.parallel
 def _render_cpu(x, y, photons, sigma_x, sigma_y, background, image):
     n, h, w = image.shape
-    for i in numba.prange(n):
-        scratch = np.empty(3 * (h + w), image.dtype)
-        image[i] = background[i]
-        for k in range(x.shape[1]):
-            a, b = axes_cpu(x[i, k], y[i, k], sigma_x[i, k], sigma_y[i, k], (h, w), scratch)
-            for r in range(h):
-                row = photons[i, k] * b[0, r]
-                for c in range(w):
-                    image[i, r, c] += row * a[0, c]
+    columns, flat = axis.whole(w), image.reshape(-1)
+    for chunk in numba.prange((n + CHUNK - 1) // CHUNK):
+        along_x, along_y = 0, columns
+        edges = along_y + axis.whole(h)
+        canvas = edges + axis.room(max(h, w))
+        scratch = np.zeros(canvas + h * columns, image.dtype)
+        stop = min(n, (chunk + 1) * CHUNK)
+        for i in range(chunk * CHUNK, stop):
+            for j in range(h * columns):
+                axis.put(scratch, canvas + j, background[i])
+            for k in range(x.shape[1]):
+                axis.values(scratch, along_x, edges, 0, x[i, k], sigma_x[i, k], w)
+                axis.values(scratch, along_y, edges, 0, y[i, k], sigma_y[i, k], h)
+                axis.spread(scratch, canvas, columns, h, columns, along_y, along_x, photons[i, k])
+            for r in range(h):  # whole vectors: each row overwrites what the one before wrote too much
+                start = (i * h + r) * w
+                length = columns if start + columns <= stop * h * w else w
+                for j in range(length):
+                    axis.put(flat, start + j, axis.get(scratch, canvas + r * columns + j))
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
+@axis.parallel
 def _render_vjp_cpu(x, y, photons, sigma_x, sigma_y, gradient, gx, gy, gphotons, gsigma_x, gsigma_y, gbackground):
     n, h, w = gradient.shape
-    zero = gradient.dtype.type(0)
-    for i in numba.prange(n):
-        scratch = np.empty(3 * (h + w), gradient.dtype)
-        total = zero
-        for r in range(h):
-            for c in range(w):
-                total += gradient[i, r, c]
-        gbackground[i] = total
-        for k in range(x.shape[1]):
-            a, b = axes_cpu(x[i, k], y[i, k], sigma_x[i, k], sigma_y[i, k], (h, w), scratch)
-            sx = sy = sn = ssx = ssy = zero
-            for r in range(h):
-                m = m_c = m_s = zero
-                for c in range(w):
-                    g = gradient[i, r, c]
-                    m += g * a[0, c]
-                    m_c += g * a[1, c]
-                    m_s += g * a[2, c]
-                sx += b[0, r] * m_c
-                sy += b[1, r] * m
-                sn += b[0, r] * m
-                ssx += b[0, r] * m_s
-                ssy += b[2, r] * m
-            gx[i, k] = photons[i, k] * sx
-            gy[i, k] = photons[i, k] * sy
-            gphotons[i, k] = sn
-            gsigma_x[i, k] = photons[i, k] * ssx
-            gsigma_y[i, k] = photons[i, k] * ssy
+    flat = gradient.reshape(-1)
+    for chunk in numba.prange((n + CHUNK - 1) // CHUNK):
+        across, down = 0, 3 * axis.whole(w)
+        edges = down + 3 * axis.whole(h)
+        sums = edges + 3 * axis.room(max(h, w))
+        scratch = np.zeros(sums + 4 * axis.whole(w), gradient.dtype)
+        for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
+            start, end = i * h * w, (i + 1) * h * w
+            total = gradient.dtype.type(0)
+            for j in range(h * w):
+                total += axis.get(flat, start + j)
+            gbackground[i] = total
+            for k in range(x.shape[1]):
+                axis.slopes(scratch, across, edges, 0, x[i, k], sigma_x[i, k], w)
+                axis.slopes(scratch, down, edges, 0, y[i, k], sigma_y[i, k], h)
+                sx, sy, s, ssx, ssy = axis.collect(scratch, sums, down, across, h, w, flat, start, w, end)
+                gx[i, k] = photons[i, k] * sx
+                gy[i, k] = photons[i, k] * sy
+                gphotons[i, k] = s
+                gsigma_x[i, k] = photons[i, k] * ssx
+                gsigma_y[i, k] = photons[i, k] * ssy
 
 
 # ---------------------------------------------------------------- registration
@@ -274,6 +280,14 @@ def _(saved, gradient):
     return render_vjp_kernel(*saved, gradient, out=outputs)
 
 
+def draw(values: Sequence[Any], shape: tuple[int, int], image: Any = None) -> Any:
+    """Images of x, y, photons, sigma_x, sigma_y, background as `stack_emitters` gives them, with or without `image`."""
+    if image is None:
+        return render_op(*values, shape=tuple(shape))
+    index = scatter.check_index(image, len(values[0]), len(values[-1]))
+    return scatter.scatter_op(*values, image=index, shape=tuple(shape))
+
+
 class Gaussian2D(PSF):
     """Pixel-integrated isotropic 2-D Gaussian: mu = photons * E(y) * E(x) + background (module text: formula, source).
 
@@ -287,6 +301,7 @@ class Gaussian2D(PSF):
     """
 
     linear = ("photons", "background")
+    symmetric = True
     numba_partials = staticmethod(_spot)
 
     def __init__(self, sigma: float | None = None) -> None:
@@ -305,14 +320,16 @@ class Gaussian2D(PSF):
     def scratch_size(self, shape: tuple[int, int]) -> int:
         return 3 * sum(shape)
 
-    def render(self, parameters: Mapping[str, Any], shape: tuple[int, int]) -> Any:
+    def render(self, parameters: Mapping[str, Any], shape: tuple[int, int], image: Any = None) -> Any:
         """Images (n, h, w) of the emitters' sum plus background; arrays or Tensors, (n,) or (n, emitters) each.
 
-        `background` is (n,): counted once per image.  Differentiable in every parameter that is a Tensor.
+        `background` is (n,): counted once per image.  Differentiable in every parameter that is a Tensor.  With
+        `image`, the index (emitters,) of each emitter's image, parameters are (emitters,), and emitters are drawn only
+        where they are: for many in a large image.
         """
         values = dict(parameters) if self.sigma is None else {**parameters, "sigma": self.sigma}
-        x, y, photons, sigma, background = stack_emitters(self, values, ("x", "y", "photons", "sigma"))
-        return render_op(x, y, photons, sigma, sigma, background, shape=tuple(shape))
+        x, y, photons, sigma, background = stack_emitters(self, values, ("x", "y", "photons", "sigma"), image)
+        return draw((x, y, photons, sigma, sigma, background), shape, image)
 
     def partials(self, parameters: Any, shape: tuple[int, int]) -> tuple[Any, Any]:
         """Images (n, h, w) and their derivatives (n, p, h, w) for one emitter per image, `parameters` (n, p)."""

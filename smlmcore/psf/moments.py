@@ -9,8 +9,10 @@ noise of far pixels out, and each round finds the background anew, by least squa
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numba
 import numpy as np
 
 from .. import backend
@@ -59,6 +61,23 @@ def measure(data: Any) -> dict[str, Any]:
     Also `angle` (radians, from the x to the y axis) of the longer principal axis, with `major` and `minor` widths.
     """
     xp = backend.module(data)
+    if xp is np:
+        found = np.empty((5, len(data)), data.dtype)
+        _measure_cpu(np.ascontiguousarray(data), found)
+        x, y, vx, vy, cxy = found
+    else:
+        x, y, vx, vy, cxy = _measure(data)
+    vx, vy = vx - 1 / 12, vy - 1 / 12  # a pixel's own width
+    middle, half = (vx + vy) / 2, xp.hypot((vx - vy) / 2, cxy)
+    half = xp.minimum(half, 0.9 * middle)
+    variances = {"sigma": middle, "sigma_x": vx, "sigma_y": vy, "major": middle + half, "minor": middle - half}
+    angle = 0.5 * xp.arctan2(2 * cxy, vx - vy)
+    return {"x": x, "y": y, "angle": angle, **{k: xp.sqrt(v) for k, v in variances.items()}}
+
+
+def _measure(data: Any) -> tuple[Any, ...]:
+    """Centre x, y, variances along x and y, and covariance, (n,) each, by array operations."""
+    xp = backend.module(data)
     n, h, w = data.shape
     columns, rows = xp.arange(w, dtype=data.dtype), xp.arange(h, dtype=data.dtype)
     border = xp.concatenate([data[:, 0], data[:, -1], data[:, :, 0], data[:, :, -1]], 1)
@@ -100,12 +119,7 @@ def measure(data: Any) -> dict[str, Any]:
         y = xp.clip(y + xp.clip(cyy * step_y + cxy * step_x, -1, 1), -0.5, h - 0.5)
         vx = xp.clip(xp.clip(cxx, vx / 3, vx * 3), low, high)
         vy = xp.clip(xp.clip(cyy, vy / 3, vy * 3), low, high)
-    vx, vy = vx - 1 / 12, vy - 1 / 12  # a pixel's own width
-    middle, half = (vx + vy) / 2, xp.hypot((vx - vy) / 2, cxy)
-    half = xp.minimum(half, 0.9 * middle)
-    variances = {"sigma": middle, "sigma_x": vx, "sigma_y": vy, "major": middle + half, "minor": middle - half}
-    angle = 0.5 * xp.arctan2(2 * cxy, vx - vy)
-    return {"x": x, "y": y, "angle": angle, **{k: xp.sqrt(v) for k, v in variances.items()}}
+    return x, y, vx, vy, cxy
 
 
 def _weight(centre, variance, pixels):
@@ -118,6 +132,110 @@ def _inverse(xx, yy, xy):
     """Inverse of symmetric 2 x 2 matrices."""
     determinant = xx * yy - xy**2
     return yy / determinant, xx / determinant, -xy / determinant
+
+
+@numba.njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
+def _weight_cpu(centre, variance, out):
+    """Fill out (3, size) with g, g d, g d^2 and return the sums of these and of g^2."""
+    s0 = s1 = s2 = square = 0.0
+    for i in range(out.shape[1]):
+        d = i - centre
+        g = math.exp(-0.5 * d * d / variance)
+        out[0, i], out[1, i], out[2, i] = g, g * d, g * d * d
+        s0, s1, s2, square = s0 + g, s1 + g * d, s2 + g * d * d, square + g * g
+    return s0, s1, s2, square
+
+
+@numba.njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
+def _sums_cpu(image, a, b):
+    """Sums of the image under the weights of the columns `a` and rows `b`: of 1, x, y, x^2, y^2, x y."""
+    m00 = m10 = m01 = m20 = m02 = m11 = 0.0
+    for r in range(image.shape[0]):
+        s0 = s1 = s2 = image.dtype.type(0)
+        for c in range(image.shape[1]):
+            s0 += image[r, c] * a[0, c]
+            s1 += image[r, c] * a[1, c]
+            s2 += image[r, c] * a[2, c]
+        m00 += b[0, r] * s0
+        m10 += b[0, r] * s1
+        m20 += b[0, r] * s2
+        m01 += b[1, r] * s0
+        m11 += b[1, r] * s1
+        m02 += b[2, r] * s0
+    return m00, m10, m01, m20, m02, m11
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _brightest_cpu(image, background):
+    """Column and row of the brightest 3 x 3 pixels; those far from the middle count less."""
+    h, w = image.shape
+    best, x, y = -np.inf, 0, 0
+    for r in range(h):
+        for c in range(w):
+            total = 0.0
+            for i in range(max(r - 1, 0), min(r + 2, h)):
+                for j in range(max(c - 1, 0), min(c + 2, w)):
+                    total += image[i, j] - background
+            total *= math.exp(-2 * ((r - (h - 1) / 2) / h) ** 2 - 2 * ((c - (w - 1) / 2) / w) ** 2)
+            if total > best:
+                best, x, y = total, c, r
+    return float(x), float(y)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _clip_cpu(value, low, high):
+    return min(max(value, low), high)
+
+
+@numba.njit(cache=True, parallel=True, error_model="numpy")
+def _measure_cpu(data, found):
+    """`_measure`, one image after another; found (5, n)."""
+    n, h, w = data.shape
+    low, high = 0.3, (max(h, w) / 3) ** 2 + 0.1
+    for k in numba.prange(n):
+        image = data[k]
+        a, b = np.empty((3, w), data.dtype), np.empty((3, h), data.dtype)
+        border, total = np.empty(2 * (h + w), data.dtype), 0.0
+        for i in range(w):
+            border[i], border[w + i] = image[0, i], image[h - 1, i]
+        for i in range(h):
+            border[2 * w + i], border[2 * w + h + i] = image[i, 0], image[i, w - 1]
+            for j in range(w):
+                total += image[i, j]
+        background = float(np.sort(border)[h + w])
+        x, y = _brightest_cpu(image, background)
+        vx = vy = START**2
+        cxy = 0.0
+        for turn in range(ROUNDS):
+            ax, a1, a2, a_square = _weight_cpu(x, vx, a)
+            by, b1, b2, b_square = _weight_cpu(y, vy, b)
+            m00, m10, m01, m20, m02, m11 = _sums_cpu(image, a, b)
+            if turn:
+                square, area = a_square * b_square, ax * by
+                determinant = h * w * square - area**2
+                if determinant > 1e-3 * square:
+                    background = (square * total - area * m00) / determinant
+            mass = m00 - background * ax * by
+            mass = mass if mass > 1e-3 else np.inf
+            mx, my = (m10 - background * a1 * by) / mass, (m01 - background * ax * b1) / mass
+            # precision of the product, less that of the weight
+            mxx = _clip_cpu((m20 - background * a2 * by) / mass - mx**2, 0.1 * vx, 0.95 * vx)
+            myy = _clip_cpu((m02 - background * ax * b2) / mass - my**2, 0.1 * vy, 0.95 * vy)
+            limit = 0.6 * math.sqrt(mxx * myy)
+            mxy = _clip_cpu((m11 - background * a1 * b1) / mass - mx * my, -limit, limit)
+            determinant = mxx * myy - mxy**2
+            px, py, pxy = myy / determinant, mxx / determinant, -mxy / determinant
+            step_x, step_y = px * mx + pxy * my, py * my + pxy * mx
+            qx, qy = max(px - 1 / vx, 1 / high), max(py - 1 / vy, 1 / high)
+            limit = 0.8 * math.sqrt(qx * qy)
+            qxy = _clip_cpu(pxy, -limit, limit)
+            determinant = qx * qy - qxy**2
+            cxx, cyy, cxy = qy / determinant, qx / determinant, -qxy / determinant
+            x = _clip_cpu(x + _clip_cpu(cxx * step_x + cxy * step_y, -1.0, 1.0), -0.5, w - 0.5)
+            y = _clip_cpu(y + _clip_cpu(cyy * step_y + cxy * step_x, -1.0, 1.0), -0.5, h - 0.5)
+            vx = _clip_cpu(_clip_cpu(cxx, vx / 3, vx * 3), low, high)
+            vy = _clip_cpu(_clip_cpu(cyy, vy / 3, vy * 3), low, high)
+        found[0, k], found[1, k], found[2, k], found[3, k], found[4, k] = x, y, vx, vy, cxy
 
 
 def brightness(shape: Any, data: Any, weights: Any) -> tuple[Any, Any, Any]:

@@ -348,8 +348,7 @@ def _refined(model, search, data, variance, heights, phase, inner, optics, drift
     beads, nz, h, w = data.shape
     pupil = model.replace(zernike=coarse.zernike, modes=coarse.modes)
     if samples is None:
-        most = np.abs(theta[:, 2]).max()
-        needed = pupil.samples_needed((h, w), [-most, most])
+        needed = pupil.samples_needed((h, w), pupil.z_range)
         size = int(np.clip(8 * math.ceil(needed / 8 + 0.25), 40, 128))
         pupil = Pupil(**{**pupil._settings(), "samples": size}, zernike=pupil.zernike, modes=pupil.modes)
     start = np.empty((beads, nz, 5))

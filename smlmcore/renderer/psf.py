@@ -22,6 +22,11 @@ class PSF:
     def __init__(self, psf: Model, shape: tuple[int, int]) -> None:
         self.psf, self.shape = psf, (int(shape[0]), int(shape[1]))
 
+    @property
+    def symmetric(self) -> bool:
+        """Whether flipped images are images of flipped parameters."""
+        return self.psf.symmetric
+
     def configuration(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {"psf": self.psf, "shape": self.shape}

@@ -16,10 +16,10 @@ from ..fit.model import FitModel
 class Trainer:
     """Fit the learned parameters of `model` to `images` (n, h, w) in photoelectrons; `run()` returns the history.
 
-    AdamW with warm-up and cosine decay to zero, clipped gradients, and flips and transposes of the images, which the
-    physics does not change (`augment=False` where it does: a pupil with aberrations).  A share `held_out` of the
-    images is never trained on; after every epoch the loss there decides which parameters are best, and these the model
-    has in the end.
+    AdamW with warm-up and cosine decay to zero, clipped gradients and, with a `symmetric` renderer, flips and
+    transposes of the images, which the physics does not change.  A share `held_out` of the images is never trained on
+    (default 0.2; 0 for an encoder `by_index`, which knows only images that it was trained on); after every epoch the
+    loss there, or else that of training, decides which parameters are best, and these the model has in the end.
 
     `variance`: read-noise variance in squared photoelectrons, scalar, (h, w) or (n, h, w).  `epochs`: passes over the
     training images, `batch`: images in a step, `rate`: the highest learning rate, `decay`: weight decay, `clip`:
@@ -45,22 +45,22 @@ class Trainer:
         warmup: int = 200,
         decay: float = 1e-3,
         clip: float = 1.0,
-        held_out: float = 0.2,
-        augment: bool = True,
+        held_out: float | None = None,
         seed: int = 0,
         progress: bool = True,
     ) -> None:
+        held_out = (0.0 if model.by_index else 0.2) if held_out is None else held_out
         if epochs < 1 or batch < 1 or not 0 <= held_out < 1:
             raise ValueError(
                 f"Trainer got epochs={epochs}, batch={batch}, held_out={held_out}; "
                 "expected epochs >= 1, batch >= 1, 0 <= held_out < 1"
             )
         self.model, self.epochs, self.batch, self.progress = model, epochs, batch, progress
-        self.augment = augment
         self.rng = np.random.default_rng(seed)
         if not model.parameters:
             model.init(self.rng)
         self.images, self.variance = model.check(images, variance)
+        self.turns = not model.by_index and getattr(model.renderer, "symmetric", False)
         if len(self.images) == 0:
             raise ValueError("Trainer got no images; expected at least one to train on")
         order = self.rng.permutation(len(self.images))
@@ -79,7 +79,7 @@ class Trainer:
         for epoch in bar:
             losses = []
             for rows in np.array_split(self.rng.permutation(self.trained), -(-len(self.trained) // self.batch)):
-                loss, state = self._step(*self._augmented(rows), state)
+                loss, state = self._step(rows, state)
                 losses.append(loss)
             train = float(np.mean([float(loss) for loss in losses]))
             validation = self.validate() if len(self.held_out) else train
@@ -96,13 +96,15 @@ class Trainer:
         with no_grad():
             blocks = np.array_split(self.held_out, -(-len(self.held_out) // 1024))
             sums = [
-                float(self.model.objective(self.model.parameters, *self._rows(rows))) * len(rows) for rows in blocks
+                float(self.model.objective(self.model.parameters, *self._rows(rows), rows)) * len(rows)
+                for rows in blocks
             ]
         return sum(sums) / len(self.held_out)
 
-    def _step(self, images: Any, variance: Any, state: Any) -> tuple[Any, Any]:
+    def _step(self, rows: np.ndarray, state: Any) -> tuple[Any, Any]:
+        images, variance = self._augmented(rows) if self.turns else self._rows(rows)
         tensors = {name: Tensor(value) for name, value in self.model.parameters.items()}
-        loss = self.model.objective(tensors, images, variance)
+        loss = self.model.objective(tensors, images, variance, rows)
         loss.backward()
         gradients = {name: tensor.grad for name, tensor in tensors.items()}
         updates, state = self.optimiser.update(gradients, state, self.model.parameters)
@@ -111,13 +113,11 @@ class Trainer:
 
     def _rows(self, rows: np.ndarray) -> tuple[Any, Any]:
         rows = backend.module(self.images).asarray(rows)
-        return self.images[rows], self.variance[rows] if self.variance.ndim == 3 else self.variance
+        return self.images[rows], self.variance[rows] if self.variance.ndim == self.images.ndim else self.variance
 
     def _augmented(self, rows: np.ndarray) -> tuple[Any, Any]:
         """Images and variance of `rows`, all flipped and (if square) transposed in one random way."""
         images, variance = self._rows(rows)
-        if not self.augment:
-            return images, variance
         flip_y, flip_x, transpose = self.rng.random(3) < 0.5
 
         def turn(a: Any) -> Any:

@@ -1,0 +1,474 @@
+"""The fast path of spline PSFs: one image after another, a row of pixels in a vector.
+
+The image and its derivatives come from `psf/rows.py`.  From them one pass over the pixels makes all the sums that a
+step of Fisher scoring needs, 5 of the gradient and 15 of the information, held in registers; so an iteration is some
+thousand vector operations.  The start is the template (x, y, z on a coarse grid) with the highest correlation.
+
+Up to `PLAIN` steps are taken without looking at the likelihood, with the stopping rule of `lanes`.  An image that is
+not done then is left to the caller, for `generic`, which damps.  Every image is fitted by itself from its own pixels
+alone, so that no bit of a result depends on threads, order or neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+from ..interpolate.simd import Rows
+from ..layers.simd import copy
+from ..psf import rows
+from ..psf.axis import polynomial
+from ..psf.rows import LANES
+from ..psf.spline import Spline, Templates
+from .generic import FAST, _log, _log_factorial
+from .lanes import _series
+from .problem import Limits
+from .result import Status
+
+CONVERGED, AT_BOUND, INVALID = int(Status.converged), int(Status.at_bound), int(Status.invalid_input)
+LEFT = -1  # status of an image that `generic` has to fit
+PLAIN = 8  # steps without damping
+CHUNK = 4096  # images that a thread takes at a time
+GROUP = Templates.GROUP
+TOGETHER = 4  # images whose first guess is made at once
+LARGE = 1e9  # photoelectrons; a pixel with more counts as a gap in the first guess
+U = np.uint64
+
+# ---------------------------------------------------------------- sums over pixels in vector IR
+
+_INT = ir.IntType(64)
+
+
+def _sum(b, v, lanes):
+    """Sum of the lanes of a vector: halves are added until one lane is left."""
+    while lanes > 1:
+        lanes //= 2
+        parts = [ir.Constant(ir.VectorType(ir.IntType(32), lanes), list(range(o, o + lanes))) for o in (0, lanes)]
+        v = b.fadd(*(b.shuffle_vector(v, v, part) for part in parts))
+    return b.extract_element(v, ir.Constant(ir.IntType(32), 0))
+
+
+@intrinsic
+def _sums(typing, scratch, at, h, blocks, pixels, photons, background, out):
+    """Gradient (5) and lower triangle of the Fisher information (15) of x, y, z, photons, background, into out (20,).
+
+    Without the factor `photons` of the first three.  `scratch` holds f and its derivatives from `at` on, `pixels` the
+    counts, the read noise and 1 or 0 for a pixel that counts, one after another, in rows as far apart as in scratch.
+    """
+
+    def codegen(context, b, signature, args):
+        scratch, at, h, blocks, pixels, photons, background, out = args
+        number = lambda v: ir.Constant(_INT, v)  # noqa: E731
+        r = Rows(context, b, signature.args[0], scratch, at, LANES)
+        given = Rows(context, b, signature.args[4], pixels, number(0), LANES)
+        stride = b.add(b.mul(blocks, number(LANES)), number(LANES))
+        image = b.mul(stride, h)
+        one = ir.Constant(r.vector, [1.0] * LANES)
+        sums = [cgutils.alloca_once_value(b, r.zero) for _ in range(20)]
+        n, level = r.spread(photons), r.spread(background)
+
+        def accumulate(index, x, y):
+            b.store(r.fma(x, y, b.load(sums[index])), sums[index])
+
+        with cgutils.for_range(b, h) as row, cgutils.for_range(b, blocks) as block:
+            here = b.add(b.mul(row.index, stride), b.mul(block.index, number(LANES)))
+            f, d_x, d_y, d_z = (r.load((image, i), (here, 1)) for i in range(4))
+            count, noise, on = (given.load((image, i), (here, 1)) for i in range(3))
+            weight = b.fdiv(on, b.fadd(r.fma(n, f, level), noise))
+            residual = b.fsub(b.fmul(count, weight), on)
+            derivatives = [d_x, d_y, d_z, f, one]
+            index = 5
+            for a, d in enumerate(derivatives):
+                accumulate(a, residual, d)
+                weighted = b.fmul(weight, d)
+                for other in derivatives[: a + 1]:
+                    accumulate(index, weighted, other)
+                    index += 1
+        target = context.make_array(signature.args[7])(context, b, value=out).data
+        for i, s in enumerate(sums):
+            b.store(_sum(b, b.load(s), LANES), b.gep(target, [number(i)]))
+        return context.get_dummy_value()
+
+    integer, real = types.int64, scratch.dtype
+    return types.void(scratch, integer, integer, integer, pixels, real, real, out), codegen
+
+
+@intrinsic
+def _correlate(typing, data, size, images, first, columns, scores):
+    """scores[i columns + first + k] = sum over p < size of data[i size + p] images[p columns + first + k].
+
+    For i < TOGETHER and k < GROUP: as many sums as registers hold, so that the templates are read once for all i.
+    """
+
+    def codegen(context, b, signature, args):
+        data, size, images, first, columns, scores = args
+        source = Rows(context, b, signature.args[0], data, ir.Constant(_INT, 0), LANES)
+        table = Rows(context, b, signature.args[2], images, first, LANES)
+        target = Rows(context, b, signature.args[5], scores, first, LANES)
+        width = ir.Constant(_INT, LANES)
+        places = [(i, k) for i in range(TOGETHER) for k in range(GROUP // LANES)]
+        sums = {place: cgutils.alloca_once_value(b, table.zero) for place in places}
+        with cgutils.for_range(b, size) as pixel:
+            row = b.mul(pixel.index, columns)
+            vectors = [table.load((row, 1), (width, k)) for k in range(GROUP // LANES)]
+            for i in range(TOGETHER):
+                at = b.add(b.mul(size, ir.Constant(_INT, i)), pixel.index)
+                value = table.spread(b.load(b.gep(source.start, [at])))
+                for k, vector in enumerate(vectors):
+                    b.store(table.fma(value, vector, b.load(sums[i, k])), sums[i, k])
+        for (i, k), s in sums.items():
+            b.store(b.load(s), target.pointer((columns, i), (width, k)), align=target.size)
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(data, integer, images, integer, integer, scores), codegen
+
+
+@intrinsic
+def _widen(typing, spot, variance, h, w, blocks, pixels, totals):
+    """Rows of w numbers of spot and variance, which have room for a vector at the end, into the rows of `pixels`.
+
+    totals (2,): how many pixels count, and how many are infinite.
+    """
+
+    def codegen(context, b, signature, args):
+        spot, variance, h, w, blocks, pixels, totals = args
+        number = lambda v: ir.Constant(_INT, v)  # noqa: E731
+        data = Rows(context, b, signature.args[0], spot, number(0), LANES)
+        noise = Rows(context, b, signature.args[1], variance, number(0), LANES)
+        target = Rows(context, b, signature.args[5], pixels, number(0), LANES)
+        stride = b.add(b.mul(blocks, number(LANES)), number(LANES))
+        image = b.mul(stride, h)
+        zero, one = data.zero, ir.Constant(data.vector, [1.0] * LANES)
+        infinity = ir.Constant(data.vector, [float("inf")] * LANES)
+        negative = ir.Constant(data.vector, [float("-inf")] * LANES)
+        counts = [cgutils.alloca_once_value(b, zero) for _ in range(2)]
+        lanes = ir.Constant(ir.VectorType(_INT, LANES), list(range(LANES)))
+        with cgutils.for_range(b, h) as row, cgutils.for_range(b, blocks) as block:
+            column = b.mul(block.index, number(LANES))
+            at = b.add(b.mul(row.index, w), column)
+            here = b.add(b.mul(row.index, stride), column)
+            d, v = data.load((at, 1)), noise.load((at, 1))
+            left = b.insert_element(
+                ir.Constant(lanes.type, ir.Undefined), b.sub(w, column), ir.Constant(ir.IntType(32), 0)
+            )
+            left = b.shuffle_vector(left, left, ir.Constant(ir.VectorType(ir.IntType(32), LANES), None))
+            inside = b.icmp_signed("<", lanes, left)
+            infinite = b.or_(b.fcmp_ordered("==", d, infinity), b.fcmp_ordered("==", d, negative))
+            good = b.and_(inside, b.and_(b.fcmp_ordered("==", d, d), b.fcmp_ordered("<", v, infinity)))
+            d, v, on = (b.select(good, x, zero) for x in (d, v, one))
+            count = b.fadd(d, v)
+            count = b.select(b.fcmp_ordered(">", count, zero), count, zero)
+            bad = b.select(b.and_(inside, infinite), one, zero)
+            for s, x in zip(counts, (on, bad), strict=True):
+                b.store(b.fadd(b.load(s), x), s)
+            for i, x in enumerate((count, v, on, d)):
+                b.store(x, target.pointer((image, i), (here, 1)), align=target.size)
+        out = context.make_array(signature.args[6])(context, b, value=totals).data
+        for i, s in enumerate(counts):
+            b.store(_sum(b, b.load(s), LANES), b.gep(out, [number(i)]))
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(spot, variance, integer, integer, integer, pixels, totals), codegen
+
+
+# ---------------------------------------------------------------- the likelihood
+
+RATE = 0.01  # at best, a step's decrement is this part of the one before
+_LOG = tuple(polynomial(lambda f: np.log1p(f) / np.where(f == 0, 1, f) + (f == 0), 8, -0.293, 0.4143))
+_STIRLING = tuple(polynomial(_series, 4, 0.0, 1.0))
+
+
+@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
+def _log_single(x):
+    """log of a positive float32: exponent bits plus polynomial."""
+    R, c = np.float32, _LOG
+    bits = np.float32(x).view(np.int32)
+    e = np.int32(bits - np.int32(0x3F3504F3)) >> np.int32(23)
+    f = np.int32(bits - np.int32(e << np.int32(23))).view(np.float32) - R(1)
+    t = R(c[4]) + f * (R(c[5]) + f * (R(c[6]) + f * (R(c[7]) + f * R(c[8]))))
+    return R(e) * R(math.log(2)) + f * (R(c[0]) + f * (R(c[1]) + f * (R(c[2]) + f * (R(c[3]) + f * t))))
+
+
+@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
+def _term_single(x, m):
+    """x log m - m - log Gamma(x + 1) in float32, from differences that do not cancel: z = x + 1."""
+    R, s = np.float32, _STIRLING
+    z = x + R(1)
+    q = R(1) / z
+    series = R(s[0]) + q * (R(s[1]) + q * (R(s[2]) + q * (R(s[3]) + q * R(s[4]))))
+    return x * _log_single(m * q) + (z - m) - R(0.5) * _log_single(z) - R(0.9189385332046727) - q * series
+
+
+def _term(x, m):
+    """x log m - m - log Gamma(x + 1), called from numba."""
+    raise NotImplementedError
+
+
+@overload(_term)
+def _(x, m):
+    if x == types.float32:
+        return lambda x, m: _term_single(x, m)
+    return lambda x, m: x * _log(m) - m - _log_factorial(x)
+
+
+@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
+def _judge(scratch, at, pixels, size, photons, background):
+    """Log likelihood and chi square, from the image at scratch[at:]."""
+    likelihood = squares = scratch.dtype.type(0)
+    for i in range(size):
+        x, noise, on = pixels[U(i)], pixels[U(size) + U(i)], pixels[U(2 * size) + U(i)]
+        m = photons * scratch[U(at) + U(i)] + background + noise
+        data = pixels[U(3 * size) + U(i)] - (m - noise)
+        likelihood += on * _term(x, m)
+        squares += on * data * data / m
+    return likelihood, squares
+
+
+# ---------------------------------------------------------------- one fit
+
+
+@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
+def _load(spots, i, variance, v_at, h, w, blocks, pixels, flat, noise, totals):
+    """Fill pixels: counts max(d + v, 0), noise v, whether it counts, d; how many count, and whether all can be used."""
+    copy(spots, i * h * w, flat, 0, h * w)
+    copy(variance, v_at, noise, 0, h * w)
+    _widen(flat, noise, h, w, blocks, pixels, totals)
+    return int(totals[0]), totals[1] == 0
+
+
+@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
+def _guess(spots, begin, count, images, norm, total, known, flat, scores, first, index, guesses):
+    """For up to TOGETHER images the template with the highest correlation, with its photons and background."""
+    size, columns = len(flat) // TOGETHER, len(norm)
+    large = flat.dtype.type(LARGE)
+    zero = flat.dtype.type(0)
+    for i in range(count):
+        start = (begin + i) * size
+        for p in range(size):
+            d, near = spots[U(start) + U(p)], spots[U(start) + U(max(p - 1, 0))]
+            near = near if abs(near) < large else zero
+            flat[U(i * size) + U(p)] = d if abs(d) < large else near
+    for group in range(0, columns, GROUP):
+        _correlate(flat, size, images, group, columns, scores)
+    for i in range(count):
+        level = zero
+        for p in range(size):
+            level += flat[U(i * size) + U(p)]
+        for k in range(LANES):  # the best of each lane, then of all
+            first[U(k)], index[U(k)] = scores[U(i * columns) + U(k)], 0
+        for group in range(LANES, columns, LANES):
+            for k in range(LANES):
+                score = scores[U(i * columns + group) + U(k)]
+                better = score > first[U(k)]
+                first[U(k)] = score if better else first[U(k)]
+                index[U(k)] = group if better else index[U(k)]
+        best = 0
+        for k in range(1, LANES):
+            if first[k] > first[best]:
+                best = k
+        score, best = first[best], index[best] + best
+        least = math.sqrt(max(level / size, 0.1)) / norm[best]
+        photons = max(score / norm[best], least)
+        for a in range(3):
+            guesses[i, a] = known[best, a]
+        guesses[i, 3], guesses[i, 4] = photons, (level - photons * total[best]) / size
+
+
+@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
+def _solve(information, gradient, held, lower, inverse, numbers, least):
+    """Step and squared errors from the information (5, 5), its lower triangle; in units of the parameters.
+
+    Held parameters are left out.  L D L^T of the information with unit diagonal, M = L^-1: the step is M^T D^-1 M g,
+    the decrement its square, the errors the diagonal of M^T D^-1 M.  False if a pivot is not above `least`.
+    """
+    scale, pivot, z, step, square = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
+    for a in range(5):
+        scale[a] = 0.0 if held[a] else 1 / math.sqrt(information[a, a] + 1e-30)
+    sound = True
+    for a in range(5):
+        for b in range(a + 1):
+            s = information[a, b] * scale[a] * scale[b]
+            if a == b and held[a]:
+                s = 1.0
+            for c in range(b):
+                s -= lower[a, c] * lower[b, c] * pivot[c]
+            if a == b:
+                pivot[a] = s
+                sound &= s > least
+            else:
+                lower[a, b] = s / pivot[b]
+    for a in range(5):
+        inverse[a, a] = 1.0
+        z[a] = gradient[a] * scale[a]
+        for b in range(a):
+            s = -lower[a, b]
+            for c in range(b + 1, a):
+                s -= lower[a, c] * inverse[c, b]
+            inverse[a, b] = s
+            z[a] += s * gradient[b] * scale[b]
+    decrement = 0.0
+    for a in range(5):
+        decrement += z[a] * z[a] / pivot[a]
+    for b in range(5):
+        step[b] = square[b] = 0.0
+        for a in range(b, 5):
+            v = inverse[a, b] / pivot[a]
+            step[b] += v * z[a]
+            square[b] += v * inverse[a, b]
+        step[b] *= scale[b]
+        square[b] *= scale[b] * scale[b]
+    return sound, decrement
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _scale(sums, photons, gradient, information):
+    """The sums with their factors of photons."""
+    index = 5
+    for a in range(5):
+        times = photons if a < 3 else 1.0
+        gradient[a] = times * sums[a]
+        for b in range(a + 1):
+            information[a, b] = times * (photons if b < 3 else 1.0) * sums[index]
+            index += 1
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _fit_one(
+    h, w, table, size, geometry, pixels, theta, lower, upper, step, factor, fixed, most, square, scratch,
+    sums, gradient, information, triangle, inverse, numbers, held, errors,
+):  # fmt: skip
+    """Fisher scoring from `theta`, which is moved; whether it converged, at a bound, and after how many steps."""
+    blocks, at = rows.blocks_of(w), rows.output_at(h, w)
+    real = table.dtype.type
+    previous = np.inf
+    least = 1e-6 if table.itemsize == 4 else 1e-12
+    for done in range(1, most + 1):
+        rows.evaluate(real(theta[0]), real(theta[1]), real(theta[2]), table, size, geometry, h, w, True, scratch)
+        photons = theta[3]
+        _sums(scratch, at, h, blocks, pixels, real(photons), real(theta[4]), sums)
+        _scale(sums, photons, gradient, information)
+        at_bound = False
+        for a in range(5):
+            low, high = theta[a] <= lower[a] and gradient[a] <= 0, theta[a] >= upper[a] and gradient[a] >= 0
+            held[a] = fixed[a] or low or high
+            at_bound |= (low or high) and not fixed[a]
+        sound, decrement = _solve(information, gradient, held, triangle, inverse, numbers, least)
+        if not (sound and decrement < np.inf):
+            return False, False, done
+        landed = False
+        for a in range(5):
+            if held[a]:
+                errors[a] = np.nan
+                continue
+            errors[a] = math.sqrt(numbers[4, a])
+            limit = step[a] + factor[a] * abs(theta[a])
+            to = theta[a] + min(max(numbers[3, a], -limit), limit)
+            theta[a] = min(max(to, lower[a]), upper[a])
+            landed |= to != theta[a]
+        # the rule of `lanes`: the next step is foretold by the ratio of the last two
+        foretold = decrement * max(decrement / previous, RATE)
+        previous = max(decrement, 1e-30)
+        if not landed and (decrement < square or (decrement < 0.1 and foretold < 0.25 * square)):
+            return True, at_bound, done
+    return False, False, most
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _work(
+    begin, end, h, w, table, size, geometry, images, norm, total, known, spots, variance, initial, lower, upper, step,
+    factor, fixed, most, square, parameters, errors, status, iterations, likelihood, chi2,
+):  # fmt: skip
+    """Fit spots begin ... end; the status of those that need damping is LEFT."""
+    real = spots.dtype
+    stride = rows.stride_of(w)
+    scratch = np.zeros((9 * (h + 3) + 4 * h) * stride, real)
+    pixels = np.zeros(4 * h * stride, real)
+    flat, scores = np.zeros(TOGETHER * h * w, real), np.zeros(TOGETHER * len(norm), real)
+    spot, noise = np.zeros(h * w + LANES * rows.blocks_of(w), real), np.zeros(h * w + LANES * rows.blocks_of(w), real)
+    first, index, guesses = np.empty(LANES, real), np.empty(LANES, np.int32), np.empty((TOGETHER, 5))
+    sums, theta, gradient, found = np.empty(20, real), np.empty(5), np.empty(5), np.empty(5)
+    information, triangle, inverse = np.empty((5, 5)), np.empty((5, 5)), np.empty((5, 5))
+    numbers, held = np.empty((5, 5)), np.empty(5, np.bool_)
+    free = 5
+    for a in range(5):
+        free -= fixed[a]
+    for i in range(begin, end):
+        v_at = i * h * w if len(variance) > h * w else 0
+        seen, valid = _load(spots, i, variance, v_at, h, w, rows.blocks_of(w), pixels, spot, noise, sums)
+        if len(initial) == 0 and (i - begin) % TOGETHER == 0:
+            count = min(TOGETHER, end - i)
+            _guess(spots, i, count, images, norm, total, known, flat, scores, first, index, guesses)
+        for a in range(5):
+            theta[a] = initial[i, a] if len(initial) else guesses[(i - begin) % TOGETHER, a]
+            valid &= math.isfinite(theta[a])
+        for a in range(5):
+            if not fixed[a]:
+                theta[a] = min(max(theta[a], lower[a]), upper[a])
+        good = valid and seen > free
+        converged, at_bound, done = False, False, 0
+        if good:
+            converged, at_bound, done = _fit_one(
+                h, w, table, size, geometry, pixels, theta, lower, upper, step, factor, fixed, most, square, scratch,
+                sums, gradient, information, triangle, inverse, numbers, held, found,
+            )  # fmt: skip
+        status[i] = INVALID if not good else LEFT if not converged else AT_BOUND if at_bound else CONVERGED
+        iterations[i], likelihood[i], chi2[i] = done, np.nan, np.nan
+        for a in range(5):
+            parameters[i, a] = theta[a] if converged else np.nan
+            errors[i, a] = found[a] if converged else np.nan
+        if converged:
+            x, y, z = parameters[i, 0], parameters[i, 1], parameters[i, 2]
+            rows.evaluate(x, y, z, table, size, geometry, h, w, False, scratch)
+            at = rows.output_at(h, w)
+            likelihood[i], chi2[i] = _judge(scratch, at, pixels, h * stride, parameters[i, 3], parameters[i, 4])
+            if not math.isfinite(likelihood[i]):
+                status[i] = LEFT
+
+
+def fit(
+    psf: Spline, spots: np.ndarray, variance: np.ndarray | None, initial: np.ndarray | None, limits: Limits,
+    max_iterations: int, tolerance: float, threads: int, out: tuple[Any, ...],
+) -> np.ndarray:  # fmt: skip
+    """Fit `spots` (n, h, w) of float32 or float64 and write `out`; the indices of the images that need `generic.fit`.
+
+    `variance`: None, (h, w) or (n, h, w) of the same dtype; `initial` (n, 5), or None for the best template.
+    `out`: parameters (n, 5), errors (n, 5), status (n,) int8, iterations (n,) int32, log_likelihood (n,), chi2 (n,).
+    """
+    n, h, w = spots.shape
+    real = spots.dtype
+    table, geometry = psf.table(spots)
+    known = psf.templates((h, w))
+    noise = np.zeros(h * w, real) if variance is None else variance.reshape(-1)
+    square = max(tolerance, 2e-4 if real == np.float32 else 1e-9) ** 2
+    arguments = (
+        h, w, table.reshape(-1), table.shape, geometry,
+        *(np.ascontiguousarray(a, real).reshape(-1) for a in (known.images.T, known.norm, known.total)),
+        np.ascontiguousarray(known.parameters, real), spots.reshape(-1), noise,
+        np.empty((0, 5)) if initial is None else np.ascontiguousarray(initial, np.float64),
+        *(np.ascontiguousarray(column, np.float64) for column in limits[:4]), np.asarray(limits.fixed, bool),
+        min(PLAIN, max_iterations), square,
+    )  # fmt: skip
+    arguments = [_locked(a) if isinstance(a, np.ndarray) else a for a in arguments]
+    chunk = max(64, min(CHUNK, -(-n // threads)))
+    with ThreadPoolExecutor(threads) as pool:
+        tasks = [pool.submit(_work, i, min(n, i + chunk), *arguments, *out) for i in range(0, n, chunk)]
+        for task in tasks:
+            task.result()
+    return np.flatnonzero(out[2] == LEFT)
+
+
+def _locked(a: np.ndarray) -> np.ndarray:
+    """A read-only view: numba compiles once, whether or not the user's array can be written."""
+    view = a.view()
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,5 @@
+"""Exchange with other libraries."""
+
+from .weights import from_torch, to_torch
+
+__all__ = ["from_torch", "to_torch"]

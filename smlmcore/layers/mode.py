@@ -1,0 +1,57 @@
+"""Training or inference: the few layers that differ, `Dropout` and `BatchNorm`, look here.
+
+    with layers.training(rng) as mode:
+        loss = model(tensors, images)
+    parameters = mode.updated(parameters)  # the running means of BatchNorm
+
+Outside of the block, which is inference, Dropout passes everything on and BatchNorm uses its running means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+
+from ..backend import Array
+
+_current: ContextVar[Mode | None] = ContextVar("mode", default=None)
+
+
+class Mode:
+    """Training: the generator for dropout, and new values for parameters that learn without a gradient."""
+
+    def __init__(self, rng: np.random.Generator | None) -> None:
+        self.rng = rng
+        self._new: dict[int, tuple[Array, Array]] = {}  # by id of the old array, which is kept alive with it
+
+    def replace(self, old: Array, new: Array) -> None:
+        """Note that the parameter whose array is `old` shall become `new`, in its dtype."""
+        self._new[id(old)] = old, new.astype(old.dtype)
+
+    def updated(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """`parameters`, a flat mapping of arrays, with the new values put in."""
+        return {name: self._new.get(id(value), (value, value))[1] for name, value in parameters.items()}
+
+
+@contextmanager
+def training(rng: np.random.Generator | None = None) -> Iterator[Mode]:
+    """Within `with training(rng) as mode:` layers are in training; `rng` draws what Dropout drops.
+
+    >>> with training() as mode:
+    ...     current() is mode
+    True
+    """
+    token = _current.set(Mode(rng))
+    try:
+        yield _current.get()
+    finally:
+        _current.reset(token)
+
+
+def current() -> Mode | None:
+    """The innermost `training` block, or None in inference."""
+    return _current.get()

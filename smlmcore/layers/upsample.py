@@ -1,0 +1,229 @@
+"""Enlarging: every pixel becomes a block of equal ones; with the step of a U-Net that follows, concatenation, in one
+pass.
+
+    out[n,o,p,q,:] = x[n, o // depth, p // size, q // size, :] ++ skip[n,o,p,q,:]
+
+`skip` may have no channels.  Images are volumes of one plane, with depth 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import prange, types
+from numba.extending import overload
+
+from .. import backend, kernel
+from ..autograd import op
+from ..backend import Array
+from .direct import move
+from .simd import at, frozen, njit, separable
+
+
+# ---------------------------------------------------------------------------------------------- reference
+def _reference(x, skip, depth, size, out):
+    c = x.shape[4]
+    out[..., :c] = x.repeat(depth, 1).repeat(size, 2).repeat(size, 3)
+    out[..., c:] = skip
+
+
+def _gradient_reference(gradient, depth, size, dx, dskip):
+    n, f, h, w, c = dx.shape
+    dx[...] = gradient[..., :c].reshape(n, f, depth, h, size, w, size, c).sum((2, 4, 6))
+    dskip[...] = gradient[..., c:]
+
+
+# ---------------------------------------------------------------------------------------------- cpu
+_double_2d = separable(lambda a: (a, a), 1)
+_sum_2d = separable(lambda a, b: (a + b,), 2)
+
+
+def _enlarge(x, s, out, t, row, column, pixels, c):
+    """One row of `pixels`, each to 2x2; float32 only.  Called from numba."""
+    raise NotImplementedError
+
+
+def _shrink(gradient, s, row, column, dx, t, pixels, c):
+    raise NotImplementedError
+
+
+@overload(_enlarge)
+def _(x, s, out, t, row, column, pixels, c):
+    def single(x, s, out, t, row, column, pixels, c):
+        for i in range(pixels):
+            _double_2d(at(x, s + i * c), 0, 0, at(out, t + 2 * i * column), row, column, c)
+
+    return single if x.dtype == types.float32 else lambda x, s, out, t, row, column, pixels, c: None
+
+
+@overload(_shrink)
+def _(gradient, s, row, column, dx, t, pixels, c):
+    def single(gradient, s, row, column, dx, t, pixels, c):
+        for i in range(pixels):
+            _sum_2d(at(gradient, s + 2 * i * column), row, column, at(dx, t + i * c), 0, 0, c)
+
+    return single if dx.dtype == types.float32 else lambda gradient, s, row, column, dx, t, pixels, c: None
+
+
+@njit(parallel=True)
+def _upsample(x, skip, depth, size, fast, out):
+    n, f, h, w, c = x.shape
+    _, o, p, q, e = out.shape
+    d = e - c
+    flat, skips, results = x.reshape(-1), skip.reshape(-1), out.reshape(-1)
+    for line in prange(n * o * h):
+        image, z, y = line // h // o, line // h % o, line % h
+        s, t = ((image * f + z // depth) * h + y) * w * c, (image * o + z) * p * q * e + y * size * q * e
+        if fast:
+            _enlarge(flat, s, results, t, q * e, e, w, c)
+        else:
+            for i in range(size):
+                for k in range(size):
+                    move(flat, s, c, results, t + (i * q + k) * e, size * e, c, w)
+        for i in range(size):
+            if d:
+                move(skips, ((image * o + z) * p + y * size + i) * q * d, d, results, t + i * q * e + c, e, d, q)
+
+
+@njit(parallel=True)
+def _upsample_gradient(gradient, depth, size, fast, dx, dskip):
+    n, f, h, w, c = dx.shape
+    _, o, p, q, e = gradient.shape
+    d = e - c
+    flat, results, skips = gradient.reshape(-1), dx.reshape(-1), dskip.reshape(-1)
+    for line in prange(n * f * h):
+        image, z, y = line // h // f, line // h % f, line % h
+        t = line * w * c
+        first = ((image * o + z * depth) * p + y * size) * q * e
+        if fast:
+            _shrink(flat, first, q * e, e, results, t, w, c)
+        else:
+            results[t : t + w * c] = 0
+            for i in range(depth):
+                for j in range(size):
+                    for pixel in range(q):
+                        s = first + ((i * p + j) * q + pixel) * e
+                        for k in range(c):
+                            results[t + pixel // size * c + k] += flat[s + k]
+        for i in range(depth):
+            for j in range(size):
+                if d:
+                    s = first + (i * p + j) * q * e
+                    move(flat, s + c, e, skips, s // e * d, d, d, q)
+
+
+def _is_fast(x, depth, size):
+    return depth == 1 and size == 2 and x.shape[4] % 8 == 0 and x.dtype == np.float32
+
+
+def _cpu(x, skip, depth, size, out):
+    _upsample(frozen(x), frozen(skip), depth, size, _is_fast(x, depth, size), out)
+
+
+def _gradient_cpu(gradient, depth, size, dx, dskip):
+    _upsample_gradient(frozen(gradient), depth, size, _is_fast(dx, depth, size), dx, dskip)
+
+
+def _case(n, x, c, d, depth, size):
+    out = (x[0] * depth, x[1] * size, x[2] * size)
+    return dict(zip("nfhwcopqde", (n, *x, c, *out, d, c + d), strict=True)) | {"depth": depth, "size": size}
+
+
+_CASES = (
+    _case(2, (1, 3, 4), 16, 8, 1, 2),
+    _case(1, (1, 1, 1), 1, 1, 1, 1),
+    _case(0, (1, 4, 4), 2, 3, 1, 2),
+    _case(2, (1, 3, 5), 24, 5, 1, 2),
+    _case(2, (2, 4, 3), 3, 2, 2, 2),
+    _case(1, (1, 2, 3), 3, 0, 1, 3),
+)
+
+upsample_kernel = kernel.register(
+    "upsample",
+    "x[n,f,h,w,c] skip[n,o,p,q,d] depth:int size:int -> out[n,o,p,q,e]",
+    _reference,
+    cpu=_cpu,
+    cuda=kernel.Cuda("upsample.cu", lambda s: -(-s["n"] * s["o"] * s["p"] * s["q"] * s["e"] // 128)),
+    sample=lambda rng, n, f, h, w, c, o, p, q, d, depth, size, **_: [
+        rng.normal(size=(n, f, h, w, c)), rng.normal(size=(n, o, p, q, d)), depth, size
+    ],
+    cases=_CASES,
+    bench=_case(64, (1, 64, 64), 64, 32, 1, 2),
+)  # fmt: skip
+upsample_gradient_kernel = kernel.register(
+    "upsample_gradient",
+    "gradient[n,o,p,q,e] depth:int size:int -> dx[n,f,h,w,c] dskip[n,o,p,q,d]",
+    _gradient_reference,
+    cpu=_gradient_cpu,
+    cuda=kernel.Cuda(
+        "upsample.cu",
+        lambda s: (
+            -(-max(s["n"] * s["f"] * s["h"] * s["w"] * s["c"], s["n"] * s["o"] * s["p"] * s["q"] * s["d"]) // 128)
+        ),
+    ),
+    sample=lambda rng, n, o, p, q, e, depth, size, **_: [rng.normal(size=(n, o, p, q, e)), depth, size],
+    cases=_CASES,
+    bench=_case(64, (1, 64, 64), 64, 32, 1, 2),
+)
+
+
+# ---------------------------------------------------------------------------------------------- ops and layer
+def upsample(x: Any, skip: Any = None, size: int = 2) -> Any:
+    """Repeat each pixel `size` times along each axis of x (n, y, x, c) or (n, z, y, x, c), and append the channels of
+    `skip`, images of the enlarged size, if given.
+
+    >>> upsample(np.array([[1.0, 2.0]]).reshape(1, 1, 2, 1))[0, :, :, 0]
+    array([[1., 1., 2., 2.],
+           [1., 1., 2., 2.]])
+    """
+    large = (x.shape[0], *(s * size for s in x.shape[1:-1]))
+    if skip is None:
+        skip = backend.module(x.data if hasattr(x, "node") else x).empty((*large, 0), x.dtype)
+    if x.ndim not in (4, 5) or size < 1 or skip.shape[:-1] != large:
+        raise ValueError(
+            f"upsample got x of shape {x.shape}, size {size} and skip of shape {skip.shape}; expected "
+            f"(n, y, x, channel) or (n, z, y, x, channel), and skip {(*large, 'channel')}"
+        )
+    return _join(x, skip, size=size)
+
+
+@op
+def _join(x: Array, skip: Array, *, size: int) -> Any:
+    xp, depth = backend.module(x, skip, name="upsample"), size if x.ndim == 5 else 1
+    out = xp.empty((*skip.shape[:-1], x.shape[-1] + skip.shape[-1]), x.dtype)
+    upsample_kernel(*map(_planes, (x, skip)), depth, size, out=_planes(out))
+    return out, (xp, x.shape, skip.shape, depth, size)
+
+
+@_join.vjp
+def _(saved: tuple, g: Array) -> tuple:
+    xp, x, skip, depth, size = saved
+    dx, dskip = xp.empty(x, g.dtype), xp.empty(skip, g.dtype)
+    upsample_gradient_kernel(_planes(g), depth, size, out=(_planes(dx), _planes(dskip)))
+    return dx, dskip
+
+
+def _planes(a: Array) -> Array:
+    return a if a.ndim == 5 else a[:, None]
+
+
+@dataclass(frozen=True)
+class Upsample:
+    """Repeat each pixel `size` times along each axis; no parameters.
+
+    >>> Upsample()({}, np.ones((1, 2, 3, 4))).shape
+    (1, 4, 6, 4)
+    """
+
+    size: int = 2
+
+    def init(self, rng: np.random.Generator, dtype: Any = np.float32) -> dict[str, Array]:
+        """No parameters."""
+        return {}
+
+    def __call__(self, p: Mapping[str, Any], x: Any) -> Any:
+        """Apply to x, an array or Tensor."""
+        return upsample(x, size=self.size)

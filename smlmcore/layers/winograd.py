@@ -1,0 +1,392 @@
+"""Convolutions by 3x3 filters at stride 1 in float32 with a quarter of the multiplications (Winograd 1980; Lavin & Gray
+2016, CVPR), on the CPU.
+
+A tile of 4x4 output pixels needs 6x6 input pixels d.  Taken as polynomials, their product with the filter g is found
+from its values at six points p = 0, ±a, ±b, ∞ along each axis:
+
+    y = A' [ (G g G') ⊙ (B' d B) ] A        ⊙ by element: 36 products for 16 pixels, where 144 are
+
+and with channels each of the 36 is a matrix product, (tiles, inputs) @ (inputs, outputs).  The input gradient is the
+same with the filter mirrored and transposed.  The weight gradient is the adjoint: G' [ (B' d B) ⊙ (A g A') ] G,
+summed over tiles.
+
+What rounding costs depends on the points.  With a = 3/4 and b = 3/2, exact in binary, the largest error is ten times
+that of the direct sum, 1e-6 of the largest result (64 channels); with the usual 1 and 2 it is four times larger.  A
+pixel that is NaN spoils its whole tile.
+
+Rows of tiles are worked on one group at a time, such that everything stays in the second-level cache.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numba import get_num_threads, prange, types
+
+from .activation import activate
+from .direct import border, ceil, fill, move
+from .simd import SINGLE, WHOLE, WIDEST, at, blocks, frozen, link, njit, product, separable, shared
+
+A, B = 3 / 4, 3 / 2  # the points; 0 and infinity besides
+AA, BB = A * A, B * B
+TILE, TAPS = 4, 36
+CACHE = 400_000  # bytes of transformed input per group of tile rows
+PARTS, PART_TILES = 32, 256  # partial sums of a weight gradient: so many at most, so many tiles in each at least
+NONE = np.empty(0, np.float32)
+
+
+# ---------------------------------------------------------------------------------------------- transforms, 1-D
+def _input(d0, d1, d2, d3, d4, d5):
+    """B': the coefficients of Π_{q≠p} (x - q) for each point p; for infinity of all five factors."""
+    even_a, odd_a = d4 - BB * d2, A * (d3 - BB * d1)
+    even_b, odd_b = d4 - AA * d2, B * (d3 - AA * d1)
+    return (
+        d4 + (AA * BB) * d0 - (AA + BB) * d2,
+        even_a + odd_a,
+        even_a - odd_a,
+        even_b + odd_b,
+        even_b - odd_b,
+        d5 + (AA * BB) * d1 - (AA + BB) * d3,
+    )
+
+
+def _output(m0, m1, m2, m3, m4, m5):
+    """A': Σ_p p^k m_p for the four pixels k."""
+    even_a, odd_a, even_b, odd_b = m1 + m2, m1 - m2, m3 + m4, m3 - m4
+    return (
+        m0 + even_a + even_b,
+        A * odd_a + B * odd_b,
+        AA * even_a + BB * even_b,
+        (A * AA) * odd_a + (B * BB) * odd_b + m5,
+    )
+
+
+def _spread(g0, g1, g2, g3):
+    """A: the polynomial with these coefficients at each point."""
+    even_a, odd_a = g0 + AA * g2, A * g1 + (A * AA) * g3
+    even_b, odd_b = g0 + BB * g2, B * g1 + (B * BB) * g3
+    return g0, even_a + odd_a, even_a - odd_a, even_b + odd_b, even_b - odd_b, g3
+
+
+FA, FB = 1 / (2 * AA * (AA - BB)), 1 / (2 * BB * (BB - AA))  # 1 / Π_{q≠p} (p - q) for the points ±a, ±b
+
+
+def _filter(w0, w1, w2):
+    """G: the filter's polynomial at each point, divided by Π_{q≠p} (p - q)."""
+    even_a, odd_a = FA * (w0 + AA * w2), (FA * A) * w1
+    even_b, odd_b = FB * (w0 + BB * w2), (FB * B) * w1
+    return (1 / (AA * BB)) * w0, even_a + odd_a, even_a - odd_a, even_b + odd_b, even_b - odd_b, w2
+
+
+def _collect(m0, m1, m2, m3, m4, m5):
+    """G', the adjoint of `_filter`."""
+    even_a, odd_a, even_b, odd_b = FA * (m1 + m2), (FA * A) * (m1 - m2), FB * (m3 + m4), (FB * B) * (m3 - m4)
+    return (1 / (AA * BB)) * m0 + even_a + even_b, odd_a + odd_b, AA * even_a + BB * even_b + m5
+
+
+_GRIDS = types.void(*[SINGLE, WHOLE, WHOLE, WHOLE] * 2, WHOLE, WHOLE)  # arguments of the functions that follow
+
+
+def _tiles(function, inputs):
+    """`function` along both axes of `tiles` grids, whose first elements are `step` numbers apart."""
+    transform = separable(function, inputs)
+
+    @numba.njit
+    def run(source, source_row, source_column, source_step, target, row, column, step, count, tiles):
+        for tile in range(tiles):
+            transform(
+                at(source, tile * source_step), source_row, source_column, at(target, tile * step), row, column, count
+            )
+
+    return run
+
+
+_input_any, _output_any, _spread_any = _tiles(_input, 6), _tiles(_output, 6), _tiles(_spread, 4)
+_filter_any, _collect_any = _tiles(_filter, 3), _tiles(_collect, 6)
+
+
+@shared(_GRIDS)
+def input_tiles(source, source_row, source_column, source_step, target, row, column, step, count, tiles):
+    _input_any(source, source_row, source_column, source_step, target, row, column, step, count, tiles)
+
+
+@shared(_GRIDS)
+def output_tiles(source, source_row, source_column, source_step, target, row, column, step, count, tiles):
+    _output_any(source, source_row, source_column, source_step, target, row, column, step, count, tiles)
+
+
+@shared(_GRIDS)
+def spread_tiles(source, source_row, source_column, source_step, target, row, column, step, count, tiles):
+    _spread_any(source, source_row, source_column, source_step, target, row, column, step, count, tiles)
+
+
+@shared(_GRIDS)
+def filter_tiles(source, source_row, source_column, source_step, target, row, column, step, count, tiles):
+    _filter_any(source, source_row, source_column, source_step, target, row, column, step, count, tiles)
+
+
+@shared(_GRIDS)
+def collect_tiles(source, source_row, source_column, source_step, target, row, column, step, count, tiles):
+    _collect_any(source, source_row, source_column, source_step, target, row, column, step, count, tiles)
+
+
+# The values at the points of a polynomial whose coefficients are all 1: what a bias adds before the output transform.
+_ONES = np.linalg.pinv(np.array(_output(*np.eye(6)))) @ np.ones(4)
+BIAS = np.outer(_ONES, _ONES).ravel().astype(np.float32)
+
+
+def suits(taps: tuple[int, ...], stride: int, shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """Whether this module computes (and does so faster than `direct`) a convolution with filters of the shape `taps`
+    (j, k, l, inputs, outputs), for images or volumes whose `shape` (n, planes, rows, columns, any) has as many pixels.
+    """
+    _, ky, kx, c, d = taps
+    n, o, p, q, _ = shape
+    if (ky, kx, stride) != (3, 3, 1) or c % 8 or d % 8 or dtype != np.float32:
+        return False
+    tiles = n * o * ceil(p, TILE) * ceil(q, TILE)
+    return 36 * (tiles * (c * d + 10 * (c + d)) + 10 * c * d) < 9 * n * o * p * q * c * d
+
+
+# ---------------------------------------------------------------------------------------------- forward
+@njit(parallel=True)
+def _filters(weight, back, widths):
+    """Transformed filters: for each block of output channels [36, planes · inputs, width].
+
+    `back`: those of the input gradient, mirrored, with inputs and outputs exchanged.
+    """
+    kz = weight.shape[0]
+    c, d = (weight.shape[4], weight.shape[3]) if back else (weight.shape[3], weight.shape[4])
+    packed = np.empty(TAPS * kz * c * d, weight.dtype)
+    for row in prange(kz * c):
+        z, channel = row // c, row % c
+        taps = np.empty(9 * WIDEST, weight.dtype)
+        column = 0
+        for width in widths:
+            for tap in range(9):
+                y, x = tap // 3, tap % 3
+                for i in range(width):
+                    if back:
+                        taps[tap * width + i] = weight[kz - 1 - z, 2 - y, 2 - x, column + i, channel]
+                    else:
+                        taps[tap * width + i] = weight[z, y, x, channel, column + i]
+            plane = kz * c * width
+            start = column * TAPS * kz * c + row * width
+            filter_tiles(at(taps, 0), 3 * width, width, 0, at(packed, start), 6 * plane, plane, 0, width, 1)
+            column += width
+    return packed
+
+
+@njit()
+def _group(tile_rows, tiles, row_bytes, threads):
+    """Tile rows of a group: within `CACHE` bytes but at least 24 tiles, with groups enough for all threads."""
+    rows = max(CACHE // row_bytes, ceil(24, tiles))
+    groups = ceil(ceil(tile_rows, rows), threads) * threads
+    return max(1, ceil(tile_rows, groups))
+
+
+@njit()
+def _plane(numbers):
+    """Distance of the planes of transformed tiles: an odd number of cache lines, so that they do not share one set."""
+    return ceil(numbers, 32) * 32 + 16
+
+
+@njit()
+def _transformed(images, factors, shape, z, top, left, inside, c, scratch, pitch, values, v, tiles, plane):
+    """Transform the row of tiles whose first input row is `top` in image plane z: `tiles` grids into values[v:]."""
+    _, _, h, w, _ = shape
+    fill(images, factors, z * h * w * c, h, w * c, inside, scratch, 0, top, 6, 1, pitch * c, left * c)
+    input_tiles(at(scratch, 0), pitch * c, c, TILE * c, at(values, v), 6 * plane, plane, c, c, tiles)
+
+
+@njit()
+def _forward_groups(groups, size, rows, x, factors, packed, init, kz, pz, pad, activation, widths, out, slope):
+    """Groups of `size` rows of tiles, which are counted through all planes."""
+    _, f, _, _, c = x.shape
+    _, o, p, q, d = out.shape
+    images, results = x.reshape(-1), out.reshape(-1)
+    down, across = ceil(p, TILE), ceil(q, TILE)
+    pitch, most = TILE * across + 2, size * across
+    scratch, tile_out = np.zeros(6 * pitch * c, x.dtype), np.empty(16 * WIDEST, x.dtype)
+    plane_in = _plane(most * c)
+    values, sums = np.empty(kz * TAPS * plane_in, x.dtype), np.empty(TAPS * _plane(most * widths.max()), x.dtype)
+    table = np.arange(kz) * TAPS * plane_in
+    for group in groups:
+        first, last = group * size, min((group + 1) * size, rows)
+        tiles = (last - first) * across
+        for row in range(first, last):
+            target, top = row // down, row % down * TILE - pad
+            for i in range(kz):
+                z = target % o + i - pz
+                _transformed(
+                    images, factors, x.shape, target // o * f + z, top, pad, 0 <= z < f, c, scratch, pitch,
+                    values, table[i] + (row - first) * across * c, across, plane_in,
+                )  # fmt: skip
+        column = 0
+        for width in widths:
+            weights, plane = column * TAPS * kz * c, _plane(most * width)
+            for k in range(TAPS):
+                product(
+                    width, values, k * plane_in, packed, weights + k * kz * c * width, sums, k * plane,
+                    init, k * d + column, table, c, c, 1, width, width, 0, tiles,
+                )  # fmt: skip
+            for row in range(first, last):
+                target, y = row // down, row % down * TILE
+                start, sums_at = ((target * p + y) * q) * d + column, at(sums, (row - first) * across * width)
+                whole = q // TILE if y + TILE <= p else 0  # tiles that lie in the image: written to their place
+                output_tiles(sums_at, 6 * plane, plane, width, at(results, start), q * d, d, TILE * d, width, whole)
+                for tile in range(whole, across):
+                    source = at(sums_at, tile * width)
+                    output_tiles(source, 6 * plane, plane, 0, at(tile_out, 0), TILE * width, width, 0, width, 1)
+                    for r in range(min(TILE, p - y)):
+                        to, pixels = start + r * q * d + TILE * tile * d, min(TILE, q - TILE * tile)
+                        move(tile_out, r * TILE * width, width, results, to, d, width, pixels)
+            column += width
+        for row in range(first, last):
+            target, y = row // down, row % down * TILE
+            activate(activation, results, slope, (target * p + y) * q * d, min(TILE, p - y) * q * d)
+
+
+@njit(parallel=True)
+def _forward(x, factors, packed, init, kz, pz, pad, activation, widths, threads, out, slope):
+    n, _, _, _, c = x.shape
+    _, o, p, q, _ = out.shape
+    across = ceil(q, TILE)
+    rows = n * o * ceil(p, TILE)
+    size = _group(rows, across, kz * TAPS * across * c * x.itemsize, threads)
+    groups = ceil(rows, size)
+    chunks = min(groups, 2 * threads)
+    for chunk in prange(chunks):
+        own = range(groups * chunk // chunks, groups * (chunk + 1) // chunks)
+        _forward_groups(own, size, rows, x, factors, packed, init, kz, pz, pad, activation, widths, out, slope)
+
+
+def _run(x, factors, weight, back, bias, pz, pad, activation, out, slope):
+    link()
+    widths = blocks(out.shape[4])
+    init = np.outer(BIAS, bias).ravel()
+    packed = _filters(frozen(weight), back, widths)
+    _forward(
+        frozen(x),
+        frozen(factors),
+        packed,
+        init,
+        weight.shape[0],
+        pz,
+        pad,
+        activation,
+        widths,
+        get_num_threads(),
+        out,
+        slope,
+    )
+
+
+def forward(x, weight, bias, pad, activation, out, slope):
+    """`conv` of the module `conv`."""
+    _run(x, NONE, weight, False, bias, border(pad, weight.shape[0]), pad, activation, out, slope)
+
+
+def input_gradient(gradient, slope, weight, pad, out):
+    """`conv_input_gradient` of the module `conv`."""
+    kz = weight.shape[0]
+    zero = np.zeros(weight.shape[3], np.float32)
+    _run(gradient, slope, weight, True, zero, kz - 1 - border(pad, kz), 2 - pad, 0, out, np.empty(0, np.float32))
+
+
+# ---------------------------------------------------------------------------------------------- weight gradient
+@njit()
+def _weight_part(first, last, x, gradient, slope, kz, pz, pad, size, column, width, total, start, bias, b):
+    """Add the rows of tiles first ... last - 1 to total[start:], [kz, 36, inputs, width], and to bias[b:]."""
+    _, f, _, _, c = x.shape
+    _, o, p, q, d = gradient.shape
+    images, gradients = x.reshape(-1), gradient.reshape(-1)
+    none, one, whole = np.empty(0, x.dtype), np.ones(1, x.dtype), np.zeros(1, np.int64)
+    down, across = ceil(p, TILE), ceil(q, TILE)
+    pitch, plane_in, plane = TILE * across + 2, _plane(size * across * c), _plane(size * across * width)
+    scratch, lines = np.zeros(6 * pitch * c, x.dtype), np.zeros(TILE * TILE * across * width, x.dtype)
+    values, spread = np.empty(TAPS * plane_in, x.dtype), np.empty(TAPS * plane, x.dtype)
+    for group in range(first, last, size):
+        end = min(group + size, last)
+        used = (end - group) * across
+        for row in range(group, end):
+            target, y = row // down, row % down * TILE
+            for r in range(TILE):
+                line = r * TILE * across * width
+                if y + r < p:
+                    source = ((target * p + y + r) * q) * d + column
+                    move(gradients, source, d, lines, line, width, width, q)
+                    if slope.size:
+                        for i in range(q):
+                            for k in range(width):
+                                lines[line + i * width + k] *= slope[source + i * d + k]
+                else:
+                    lines[line : line + q * width] = 0
+            product(
+                width, one, 0, lines, 0, bias, b, bias, b, whole, TILE * TILE * across, 0, 0, width, width, width, 1
+            )
+            spread_tiles(
+                at(lines, 0), TILE * across * width, width, TILE * width,
+                at(spread, (row - group) * across * width), 6 * plane, plane, width, width, across,
+            )  # fmt: skip
+        for i in range(kz):
+            for row in range(group, end):
+                target, top = row // down, row % down * TILE - pad
+                z = target % o + i - pz
+                _transformed(
+                    images, none, x.shape, target // o * f + z, top, pad, 0 <= z < f, c, scratch, pitch,
+                    values, (row - group) * across * c, across, plane_in,
+                )  # fmt: skip
+            for k in range(TAPS):
+                t = start + (i * TAPS + k) * c * width
+                product(
+                    width, values, k * plane_in, spread, k * plane, total, t, total, t,
+                    whole, used, 1, c, width, width, width, c,
+                )  # fmt: skip
+
+
+@njit(parallel=True)
+def _weight_gradient(x, gradient, slope, pad, widths, weight, bias):
+    n, _, _, _, c = x.shape
+    _, o, p, q, d = gradient.shape
+    kz = weight.shape[0]
+    across = ceil(q, TILE)
+    rows = n * o * ceil(p, TILE)
+    size = min(rows, max(1, CACHE // (TAPS * across * (c + widths.max()) * x.itemsize), ceil(24, across)))
+    block = kz * TAPS * c * d
+    parts = min(rows, PARTS, max(rows * across // PART_TILES, ceil(4, widths.size)))
+    total, biases = np.zeros(parts * block, x.dtype), np.zeros(parts * d, x.dtype)
+    columns = np.cumsum(widths) - widths
+    for task in prange(parts * widths.size):
+        part, which = task // widths.size, task % widths.size
+        column, width = columns[which], widths[which]
+        first, last = rows * part // parts, rows * (part + 1) // parts
+        _weight_part(
+            first, last, x, gradient, slope, kz, border(pad, kz), pad, size, column, width,
+            total, part * block + column * kz * TAPS * c, biases, part * d + column,
+        )  # fmt: skip
+    flat = weight.reshape(-1)
+    for row in prange(kz * c):
+        z, channel = row // c, row % c
+        sums = np.empty(TAPS * WIDEST, x.dtype)
+        for which in range(widths.size):
+            column, width = columns[which], widths[which]
+            for k in range(TAPS):
+                start = column * kz * TAPS * c + ((z * TAPS + k) * c + channel) * width
+                for i in range(width):
+                    value = x.dtype.type(0)
+                    for part in range(parts):
+                        value += total[part * block + start + i]
+                    sums[k * width + i] = value
+            target = (z * 9 * c + channel) * d + column
+            collect_tiles(at(sums, 0), 6 * width, width, 0, at(flat, target), 3 * c * d, c * d, 0, width, 1)
+    for i in range(d):
+        value = x.dtype.type(0)
+        for part in range(parts):
+            value += biases[part * d + i]
+        bias[i] = value
+
+
+def weight_gradient(x, gradient, slope, pad, weight, bias):
+    """`conv_weight_gradient` of the module `conv`."""
+    link()
+    _weight_gradient(frozen(x), frozen(gradient), frozen(slope), pad, blocks(bias.size), weight, bias)

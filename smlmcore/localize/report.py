@@ -1,0 +1,223 @@
+"""The report of a run as one HTML file that needs nothing else: no script, no network.
+
+The charts are written as SVG here; a plotting library would take longer to load than the run itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import html as markup
+import math
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+
+from ..psf.base import PSF
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 380, 220, 52, 34, 8
+INK, ACCENT, SECOND, FAINT = "#1f2933", "#0b7285", "#e8590c", "#ced4da"
+SAMPLES = 8
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;color:#1f2933;max-width:1240px;margin:2em auto;padding:0 1em;background:#fff}
+h1{font-size:1.5em;margin:0}h2{font-size:1.1em;margin:1.6em 0 .4em}figure{margin:0;display:inline-block;vertical-align:top}
+figcaption{font-size:.9em;font-weight:600}table{border-collapse:collapse;font-size:.9em}td,th{padding:.15em .9em .15em 0;text-align:left}
+.picture{max-width:100%;background:#000}.sample{image-rendering:pixelated;width:84px;height:84px;margin:1px}
+.warning{background:#fff3bf;padding:.4em .8em;margin:.4em 0}.row{display:flex;flex-wrap:wrap;gap:12px}svg text{font:11px system-ui,sans-serif;fill:#1f2933}
+"""
+
+
+def html(report: Mapping[str, Any], found: Any, picture: bytes, samples: Sequence[np.ndarray], camera: Any) -> str:
+    """The page: numbers, image, drift, histograms, sample spots with residuals, resolution."""
+    movie, table = report["movie"], found.raw
+    nm = 1000 * (camera.pixel_size or 1)
+    title = f"{', '.join(movie['files'])}: {report['localizations']:,} localizations in {movie['frames']:,} frames"
+    parts = [f"<h1>{markup.escape(title)}</h1>"]
+    parts += [f'<p class="warning">{markup.escape(w)}</p>' for w in report["warnings"]]
+    parts.append(f'<h2>Image</h2><img class="picture" alt="reconstruction" src="{_uri(picture)}">')
+    charts = []
+    if found.drift is not None:
+        d, frames = found.drift, np.arange(len(found.drift.x))
+        lines = [("x", frames, d.x * nm, ACCENT), ("y", frames, d.y * nm, SECOND)]
+        if found.check is not None:
+            lines += [("", frames, v * nm, FAINT) for v in (found.check.x, found.check.y)]
+        charts.append(("Drift (grey: cross-correlation)", lines_chart(lines, "frame", "nm")))
+    for name, label, unit, factor in (
+        ("photons", "Photons", "photons", 1), ("background", "Background", "photons per pixel", 1),
+        ("lpx", "Uncertainty in x", "nm", nm), ("sigma_x", "Width of the spots", "nm", nm), ("z", "Depth", "nm", 1000),
+    ):  # fmt: skip
+        if name in table.dtype.names and len(table):
+            charts.append((label, histogram(table[name] * factor, unit)))
+    alone = table[table["crowded"] == 0]
+    if len(alone):
+        pixels = report["settings"]["box"] ** 2 - 5
+        charts.append((f"χ² of isolated spots (expected: {pixels})", histogram(alone["chi2"], "χ²", mark=pixels)))
+    if len(table):
+        per = np.bincount(table["frame"], minlength=movie["frames"])
+        block = max(1, len(per) // 200)
+        mean = np.add.reduceat(per, np.arange(0, len(per), block)) / np.diff(
+            np.append(np.arange(0, len(per), block), len(per))
+        )
+        charts.append(
+            ("Localizations per frame", lines_chart([("", np.arange(len(mean)) * block, mean, ACCENT)], "frame", ""))
+        )
+        charts.append(("Events by their number of frames", histogram(found.events["length"], "frames")))
+    if found.curve is not None:
+        curve, q = found.curve.curve, found.curve.frequency / nm
+        keep = slice(1, None, max(1, len(q) // 300))
+        seventh = np.full(len(q[keep]), 1 / 7)
+        lines = [("FRC", q[keep], curve[keep], ACCENT), ("1/7", q[keep], seventh, FAINT)]
+        charts.append(("Fourier ring correlation", lines_chart(lines, "1 / nm", "")))
+    parts.append('<h2>Measures</h2><div class="row">')
+    parts += [f"<figure><figcaption>{markup.escape(t)}</figcaption>{c}</figure>" for t, c in charts]
+    parts.append("</div>")
+    if len(samples):
+        parts.append("<h2>Sample spots: data, model, residual over its standard deviation (−4 blue, 4 red)</h2>")
+        for row in zip(*samples, strict=True):
+            parts.append('<div class="row" style="gap:2px">' + "".join(row) + "</div>")
+    skip = ("warnings", "movie")
+    parts.append("<h2>Numbers</h2><table>")
+    for name, value in _flat({k: v for k, v in finite(report).items() if k not in skip}):
+        parts.append(f"<tr><td>{markup.escape(name)}</td><td>{markup.escape(value)}</td></tr>")
+    parts.append("</table>")
+    head = f'<meta charset="utf-8"><link rel="icon" href="data:,"><title>{markup.escape(title)}</title><style>{STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+
+
+def samples(source: Any, table: np.ndarray, psf: PSF) -> list[list[str]]:
+    """Image elements of up to SAMPLES spots, from the faintest to the brightest: data, model, residual of each."""
+    if not len(table):
+        return []
+    rows = np.argsort(table["photons"], kind="stable")
+    rows = np.unique(rows[np.linspace(0, len(rows) - 1, SAMPLES).astype(int)])
+    rows = rows[np.argsort(table["photons"][rows], kind="stable")]
+    out, half = [], 6
+    h, w = source.shape[1:]
+    read = np.broadcast_to(np.asarray(source.camera.variance, float), (h, w))
+    for row in table[rows]:
+        frame, x, y = (
+            int(row["frame"]),
+            int(np.clip(round(float(row["x"])), 0, w - 1)),
+            int(np.clip(round(float(row["y"])), 0, h - 1)),
+        )
+        y0, y1, x0, x1 = max(0, y - half), min(h, y + half + 1), max(0, x - half), min(w, x + half + 1)
+        image = source.read(frame, frame + 1)[0][0, y0:y1, x0:x1]
+        near = table[np.searchsorted(table["frame"], frame) : np.searchsorted(table["frame"], frame, "right")]
+        near = near[(abs(near["x"] - x) < 2 * half) & (abs(near["y"] - y) < 2 * half)]
+        values = {n: near[{"sigma": "sigma_x"}.get(n, n)][None].astype(float) for n in psf.names}
+        values |= {"x": values["x"] - x0, "y": values["y"] - y0, "background": np.array([float(row["background"])])}
+        model = np.asarray(psf.render(values, image.shape))[0]
+        residual = (image - model) / np.sqrt(np.maximum(model + read[y0:y1, x0:x1], 0.1))
+        low, high = np.nanmin(image), max(np.nanmax(image), np.nanmin(image) + 1)
+        grey = [
+            np.repeat((np.clip((np.nan_to_num(v) - low) / (high - low), 0, 1) * 255)[..., None], 3, 2)
+            for v in (image, model)
+        ]
+        t = np.clip(np.nan_to_num(residual) / 4, -1, 1)[..., None]
+        white, red, blue = (np.array(c, float) for c in ((255, 255, 255), (201, 42, 42), (25, 113, 194)))
+        colour = white + abs(t) * (np.where(t > 0, red, blue) - white)
+        out.append([_image(v, f"{float(row['photons']):.0f} photons, frame {frame}") for v in (*grey, colour)])
+    return out
+
+
+def histogram(values: np.ndarray, unit: str, mark: float | None = None) -> str:
+    """SVG of the counts of `values` between their 0.1 % and 99.5 % quantiles; `mark`: where a line is drawn."""
+    values = np.asarray(values, float)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return lines_chart([], unit, "")
+    low, high = np.quantile(values, (0.001, 0.995))
+    whole = np.all(values == np.rint(values)) and high - low < 60
+    if whole:
+        bins = np.arange(math.floor(low) - 0.5, math.ceil(high) + 1)
+    else:
+        bins = np.linspace(low, high if high > low else low + 1, 61)
+    count, edges = np.histogram(values, bins)
+    x = np.repeat(edges, 2)
+    y = np.concatenate([[0], np.repeat(count, 2), [0]])
+    extra = [] if mark is None else [("", np.array([mark, mark]), np.array([0, count.max()]), SECOND)]
+    return lines_chart([("", x, y, ACCENT), *extra], unit, "", fill=True)
+
+
+def lines_chart(
+    lines: Sequence[tuple[str, np.ndarray, np.ndarray, str]], x_label: str, y_label: str, fill: bool = False
+) -> str:
+    """SVG of some lines (label, x, y, colour), with axes; the first may be filled."""
+    x_ticks, y_ticks = (_ticks(np.concatenate([np.asarray(line[k], float) for line in lines] or [[]])) for k in (1, 2))
+    (x0, x1), (y0, y1) = (x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1])
+    wide, high = WIDTH - LEFT - 12, HEIGHT - BOTTOM - TOP
+
+    def px(x):
+        return LEFT + (np.asarray(x, float) - x0) / (x1 - x0) * wide
+
+    def py(y):
+        return TOP + (1 - (np.asarray(y, float) - y0) / (y1 - y0)) * high
+
+    out = [f'<svg width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
+    for t in y_ticks:
+        out.append(f'<path d="M{LEFT} {py(t):.1f}H{WIDTH - 12}" stroke="#f1f3f5"/>')
+        out.append(f'<text x="{LEFT - 5}" y="{py(t) + 4:.1f}" text-anchor="end">{t:.6g}</text>')
+    for t in x_ticks:
+        out.append(f'<text x="{px(t):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{t:.6g}</text>')
+    for k, (label, x, y, colour) in reversed(list(enumerate(lines))):
+        step = max(1, len(x) // 1500)
+        points = " ".join(
+            f"{a:.1f},{b:.1f}" for a, b in zip(px(x[::step]), py(y[::step]), strict=True) if math.isfinite(a + b)
+        )
+        inner = f"{colour}44" if fill and k == 0 else "none"
+        out.append(f'<polyline points="{points}" fill="{inner}" stroke="{colour}" stroke-width="1.3"/>')
+        if label:
+            out.append(
+                f'<text x="{WIDTH - 16}" y="{TOP + 12 + 14 * k}" text-anchor="end" style="fill:{colour}">{label}</text>'
+            )
+    out.append(f'<path d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - 12}" fill="none" stroke="{INK}"/>')
+    out.append(f'<text x="{LEFT + wide / 2}" y="{HEIGHT - 4}" text-anchor="middle">{x_label}</text>')
+    if y_label:
+        out.append(f'<text x="4" y="{TOP + 8}">{y_label}</text>')
+    return "".join(out) + "</svg>"
+
+
+def _ticks(values: np.ndarray) -> np.ndarray:
+    """Round numbers that enclose all finite `values`."""
+    values = values[np.isfinite(values)]
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+    high = high if high > low else low + 1
+    power = 10.0 ** math.floor(math.log10((high - low) / 4))
+    step = min((n * power for n in (1, 2, 5, 10) if n * power >= (high - low) / 5), default=10 * power)
+    return np.arange(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1) * step
+
+
+def finite(value: Any) -> Any:
+    """`value` with NaN and infinity as None, and NumPy's numbers as Python's: what JSON has words for."""
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    out = []
+    for name, value in values.items():
+        label = f"{prefix}{name.replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            out += _flat(value, f"{label} · ")
+        else:
+            items = value if isinstance(value, list) else [value]
+            out.append((label, ", ".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in items)))
+    return out
+
+
+def _uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _image(rgb: np.ndarray, title: str) -> str:
+    from PIL import Image
+
+    buffer = BytesIO()
+    Image.fromarray(np.clip(rgb, 0, 255).astype(np.uint8)).save(buffer, "png")
+    return f'<img class="sample" title="{title}" alt="{title}" src="{_uri(buffer.getvalue())}">'

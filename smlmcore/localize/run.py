@@ -1,0 +1,461 @@
+"""From movies to a table, an image and a report: `smlmcore localize`.
+
+The frames are cut into chunks that do not know of each other.  Each goes through background, `find` and `fit_peaks`,
+and becomes a file in the folder `chunks`, written once, by rename; so a run that was stopped, however roughly, goes on
+where it was, workers of a cluster need nothing but the folder, and the table does not depend on either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from tqdm import tqdm
+
+from .. import __version__, data, fit
+from ..psf import Gaussian2D
+from ..psf.base import PSF
+from .background import BLOCK, background
+from .crowd import Emitters, fit_peaks
+from .drift import Drift, correct, cross_correlation, drift, fiducials
+from .finder import false_positives as rate_of
+from .finder import find, threshold_for
+from .frc import decorrelation, frc
+from .link import link, on_time
+from .render import render, save_image
+from .score import score
+from .source import Source, truth_of
+
+PIXELS = 1 << 23  # of a chunk
+FEWEST = 8  # frames of a chunk
+CHUNKS = "chunks"
+SIGMA = 1.3  # pixels, where the width of the PSF is to be found out
+SURE = 100  # isolated spots that are enough to tell it
+MARGIN = 5.0  # pixels: scores are given with and without what is so near to the border
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides what is in the table of a chunk, and nothing else."""
+
+    movies: tuple[str, ...]
+    files: tuple[tuple[int, int], ...]  # size and time of change of each
+    camera: tuple[tuple[str, float | None], ...]
+    psf: PSF | None
+    sigma: float | None
+    box: int | None
+    threshold: float | None
+    false_positives: float
+    shape: tuple[int, int, int]
+    folder: str
+
+    @property
+    def chunks(self) -> list[tuple[int, int]]:
+        """First frame and end of each chunk: a number of whole blocks of background, where frames are small."""
+        frames, h, w = self.shape
+        size = max(FEWEST, PIXELS // max(h * w, 1))
+        size = size // BLOCK * BLOCK if size >= BLOCK else size
+        return [(a, min(a + size, frames)) for a in range(0, frames, size)]
+
+    def file(self, number: int) -> Path:
+        return Path(self.folder) / CHUNKS / f"{number:06d}.npy"
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with whatever may change a chunk."""
+        text = {**asdict(self), "folder": "", "psf": describe(self.psf), "version": __version__, "format": 1}
+        return hashlib.sha256(json.dumps(text, default=str, sort_keys=True).encode()).hexdigest()
+
+
+def run(
+    movies: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    camera: Mapping[str, float | None] | None = None,
+    psf: PSF | None = None,
+    sigma: float | None = None,
+    box: int | None = None,
+    threshold: float | None = None,
+    false_positives: float = 0.01,
+    gap: int = 1,
+    undrift: bool = True,
+    marks: Sequence[Sequence[float]] | None = None,
+    zoom: float = 8.0,
+    csv: bool = False,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    quiet: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Localize all molecules in `movies`, one series of frames, and write table, image and report into folder `out`.
+
+    `camera`: settings that override those in the file, see `camera.Camera`.  `psf`: what a molecule looks like,
+    default a Gaussian of its own width.  `sigma`: its usual width in pixels, default found out from the movie; `box`:
+    odd side of the images that are fitted, default 2 * ceil(3 sigma) + 1.  `false_positives`: in each frame, or
+    `threshold` in units of the noise, see `find`.  `gap`: dark frames within an event.  `undrift`: correct the drift,
+    by the beads at `marks` (x, y in pixels) if there are any.  `zoom`: pixels of the image per pixel of the camera.
+    `csv`: the table for ThunderSTORM as well.  `workers`: processes of this machine, or `scheduler`: the address of a
+    Dask cluster that sees the files by the same names; else all threads of this process.
+
+    A run that was interrupted goes on if it is started again in the same way.  Returns the report.
+    Raises `data.DataError` if the files or what is in them do not do, or if `out` holds results and not `overwrite`.
+    """
+    clock = time.perf_counter()
+    seconds: dict[str, float] = {}
+
+    def lap(stage: str) -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        seconds[stage], clock = round(now - clock, 3), now
+
+    paths = [movies] if isinstance(movies, str | os.PathLike) else list(movies)
+    folder = Path(out)
+    if folder.is_file():
+        raise data.DataError(f"{folder} is a file; expected a folder for the results")
+    data.refuse_existing(folder / "localizations.hdf5", overwrite=overwrite)
+    if not isinstance(gap, int) or gap < 0:
+        raise ValueError(f"localize got gap={gap!r}; expected a number of frames, 0 or more")
+    if box is not None and (box % 2 == 0 or not 5 <= box <= 31):
+        raise ValueError(f"localize got box={box}; expected an odd number of pixels from 5 to 31")
+    with Source(paths, camera or {}) as source:
+        plan = Plan(
+            tuple(str(Path(p).resolve()) for p in paths),
+            tuple((os.stat(p).st_size, os.stat(p).st_mtime_ns) for p in paths),
+            tuple((name, (camera or {}).get(name)) for name in sorted(camera or {})),
+            psf, sigma, box, threshold, false_positives, source.shape, str(folder.resolve()),
+        )  # fmt: skip
+        if threshold is None:
+            threshold_for(false_positives, source.shape[1:], sigma or SIGMA)  # an error now rather than in a worker
+        todo = prepare(plan)
+        lap("open")
+        with tqdm(total=source.shape[0], desc="localizing", unit="frame", disable=True if quiet else None) as bar:
+            bar.update(source.shape[0] - sum(b - a for a, b in (plan.chunks[n] for n in todo)))
+            bar.unpause()
+            for number in compute(plan, source, todo, workers, scheduler):
+                first, last = plan.chunks[number]
+                bar.update(last - first)
+        lap("localize")
+        table = gather(plan)
+        width = float(np.load(plan.file(0).with_name("sigma.npy")))
+        counts = {s.name: int((table["status"] == s).sum()) for s in fit.Status}
+        table, dropped = keep(table, source.shape)
+        lap("gather")
+        report = {
+            "movie": {
+                "files": [Path(p).name for p in paths],
+                "frames": source.shape[0],
+                "height": source.shape[1],
+                "width": source.shape[2],
+            },
+            "camera": source.camera.describe(),
+            "camera_from": source.camera_from,
+            "settings": {
+                "psf": describe(psf or Gaussian2D()),
+                "sigma": round(width, 4),
+                "box": box or _box(width),
+                "threshold": round(threshold or threshold_for(false_positives, source.shape[1:], width), 3),
+                "false_positives_per_frame": rate_of(threshold, source.shape[1:], width)
+                if threshold
+                else false_positives,
+                "gap": gap,
+            },
+            "warnings": list(source.warnings),
+            "localizations": len(table),
+            "crowded": int(table["crowded"].sum()),
+            "status": counts,
+            "dropped": dropped,
+        }
+        result = finish(source, table, report, undrift, marks, gap, zoom, lap)
+        truth = truth_of(paths)
+        if truth is not None:
+            size, inner = source.camera.pixel_size, {"margin": MARGIN, "shape": source.shape[1:]}
+            report["score"] = {"whole_field": score(table, truth, size)}
+            report["score"]["inside"] = score(table, truth, size, **inner)
+            lap("score")
+        report["seconds"] = seconds
+        given = {
+            "movies": [str(p) for p in paths], "camera": dict(camera or {}), "sigma": sigma, "box": box,
+            "threshold": threshold, "false_positives": false_positives, "gap": gap, "undrift": undrift,
+            "marks": None if marks is None else [list(map(float, m)) for m in marks], "zoom": zoom, "csv": csv,
+        }  # fmt: skip
+        write(folder, source, result, report, given, psf or Gaussian2D(), csv, zoom, lap)
+    shutil.rmtree(folder / CHUNKS, ignore_errors=True)
+    return report
+
+
+# ---------------------------------------------------------------- chunks
+
+
+def prepare(plan: Plan) -> list[int]:
+    """Numbers of the chunks that are yet to be done; those of a run with other settings are removed first."""
+    chunks = Path(plan.folder) / CHUNKS
+    mark = chunks / "plan.txt"
+    if chunks.exists() and (not mark.exists() or mark.read_text() != plan.fingerprint):
+        shutil.rmtree(chunks)
+    chunks.mkdir(parents=True, exist_ok=True)
+    if not mark.exists():
+        with data.atomic(mark) as temporary:
+            temporary.write_text(plan.fingerprint)
+    return [n for n in range(len(plan.chunks)) if not plan.file(n).exists()]
+
+
+def compute(
+    plan: Plan, source: Source, todo: Sequence[int], workers: int | None, scheduler: str | None
+) -> Iterator[int]:
+    """Do the chunks `todo`, here or by Dask; yields the number of each that is done."""
+    _save(plan.file(0).with_name("sigma.npy"), np.float64(width_of(plan, source)))
+    if workers is None and scheduler is None:
+        for number in todo:
+            do(plan, number, source)
+            yield number
+    else:
+        from .cluster import spread_out
+
+        yield from spread_out(plan, todo, workers, scheduler)
+
+
+def do(plan: Plan, number: int, source: Source) -> None:
+    """Localize one chunk and write its table."""
+    first, last = plan.chunks[number]
+    width = float(np.load(plan.file(0).with_name("sigma.npy")))
+    frames, full = source.read(first, last)
+    table = localize_frames(
+        frames, source.camera.variance, plan.psf or Gaussian2D(), width, plan.box or _box(width),
+        plan.threshold, plan.false_positives, full,
+    )  # fmt: skip
+    table["frame"] += first
+    _save(plan.file(number), table)
+
+
+def localize_frames(
+    frames: np.ndarray,
+    variance: Any = 0.0,
+    psf: PSF | None = None,
+    sigma: float = SIGMA,
+    box: int | None = None,
+    threshold: float | None = None,
+    false_positives: float = 0.01,
+    saturated: np.ndarray | None = None,
+) -> np.ndarray:
+    """All molecules in `frames` (n, h, w) of photoelectrons: a table, sorted by frame, y, x.
+
+    >>> rng = np.random.default_rng(0)
+    >>> image = Gaussian2D().render({"x": [9.3], "y": [7.6], "photons": [3000.0], "background": [5.0], "sigma": [1.3]}, (16, 20))
+    >>> table = localize_frames(rng.poisson(image))
+    >>> len(table), abs(table["x"][0] - 9.3) < 5 * table["lpx"][0]
+    (1, np.True_)
+    """
+    psf = Gaussian2D() if psf is None else psf
+    frames = np.ascontiguousarray(frames, np.float32)
+    behind = background(frames, variance, sigma)
+    peaks = find(frames, behind, variance, sigma, threshold, false_positives)
+    if saturated is not None:
+        frames[saturated] = np.nan  # bright enough to be seen, but no measure of brightness
+    return _table(fit_peaks(frames, peaks, psf, variance, sigma, box or _box(sigma)), psf)
+
+
+def width_of(plan: Plan, source: Source) -> float:
+    """The PSF's usual width: the median over isolated spots in frames from all over the movie, if it is not given."""
+    if plan.sigma is not None:
+        return plan.sigma
+    if plan.psf is not None and getattr(plan.psf, "sigma", None):
+        return plan.psf.sigma
+    frames, width = source.shape[0], SIGMA
+    step = max(1, frames // 8)
+    few = [source.read(a, min(a + 6, frames))[0] for a in range(0, frames, step)][:8] if frames else []
+    if not few:
+        return width
+    few = np.concatenate(few)
+    for _ in range(3):
+        table = localize_frames(few, source.camera.variance, Gaussian2D(), width, threshold=plan.threshold)
+        good = (
+            (table["crowded"] == 0)
+            & (table["status"] == fit.Status.converged)
+            & (table["photons"] > 8 * table["photons_error"])
+        )
+        if good.sum() < SURE / 10:
+            break
+        # whole hundredths: no last digit of it depends on the machine
+        before, width = width, round(float(np.clip(np.median(table["sigma_x"][good]), 0.6, 4.0)), 2)
+        if abs(width - before) < 0.05 * width:
+            break
+    return width
+
+
+def gather(plan: Plan) -> np.ndarray:
+    """The tables of all chunks."""
+    tables = [np.load(plan.file(n)) for n in range(len(plan.chunks))]
+    return np.concatenate(tables) if tables else _table(None, plan.psf or Gaussian2D())
+
+
+def keep(table: np.ndarray, shape: tuple[int, int, int]) -> tuple[np.ndarray, dict[str, int]]:
+    """The rows that are localizations, and how many are not, by reason."""
+    h, w = shape[1:]
+    failed = (table["status"] == fit.Status.singular) | (table["status"] == fit.Status.invalid_input)
+    unsure = ~failed & ~(
+        np.isfinite(table["lpx"]) & np.isfinite(table["lpy"]) & (table["lpx"] > 0) & (table["lpy"] > 0)
+    )
+    # light of molecules beyond the border comes in; where they are is extrapolation
+    outside = (
+        ~failed
+        & ~unsure
+        & ~((abs(table["x"] - (w - 1) / 2) <= w / 2 + 0.5) & (abs(table["y"] - (h - 1) / 2) <= h / 2 + 0.5))
+    )
+    reasons = {"fit_failed": failed, "no_uncertainty": unsure, "outside_of_the_field": outside}
+    return table[~(failed | unsure | outside)], {name: int(mask.sum()) for name, mask in reasons.items()}
+
+
+def describe(psf: PSF | None) -> dict[str, Any] | None:
+    """Name and parameters of a PSF, for reports."""
+    return None if psf is None else {"name": type(psf).__name__, **_numbers(psf.configuration())}
+
+
+def _box(sigma: float) -> int:
+    return int(np.clip(2 * int(np.ceil(3 * sigma)) + 1, 7, 31))
+
+
+def _save(path: Path, array: Any) -> None:
+    with data.atomic(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What JSON can hold: maps by their median."""
+    out = {}
+    for name, value in values.items():
+        array = isinstance(value, np.ndarray) and value.ndim > 0
+        out[name] = (
+            float(np.median(value)) if array else value if isinstance(value, str | int | float | None) else str(value)
+        )
+    return out
+
+
+def _table(found: Emitters | None, psf: PSF) -> np.ndarray:
+    """Emitters as a table with the field's names."""
+    names = {"z": "z", "sigma": "sigma_x"}
+    errors = {"x": "lpx", "y": "lpy", "z": "lpz"}
+    columns = ["frame", *(names.get(n, n) for n in psf.names)]
+    columns += ["sigma_y"] if "sigma" in psf.names else []
+    columns += [errors.get(n, f"{n}_error") for n in psf.names]
+    columns += ["log_likelihood", "chi2", "snr", "status", "crowded"]
+    kinds = {"frame": np.uint32, "status": np.int8, "crowded": np.int8}
+    table = np.empty(0 if found is None else len(found), [(n, kinds.get(n, np.float32)) for n in columns])
+    if found is None:
+        return table
+    for name, values, error in zip(psf.names, found.theta.T, found.errors.T, strict=True):
+        table[names.get(name, name)] = values
+        table[errors.get(name, f"{name}_error")] = error
+    if "sigma" in psf.names:
+        table["sigma_y"] = table["sigma_x"]
+    for name in ("frame", "log_likelihood", "chi2", "snr", "status", "crowded"):
+        table[name] = getattr(found, name)
+    return table[np.lexsort((table["x"], table["y"], table["frame"]))]
+
+
+# ---------------------------------------------------------------- what follows
+
+
+@dataclass
+class Found:
+    """What a run has found: the table as fitted, the drift, the table without it, events, image and resolution."""
+
+    raw: np.ndarray
+    drift: Drift | None
+    table: np.ndarray
+    events: np.ndarray
+    image: np.ndarray
+    curve: Any
+    check: Drift | None
+
+
+def finish(source, table, report, undrift, marks, gap, zoom, lap) -> Found:
+    """Drift, events, image and resolution; their numbers go into the report."""
+    frames, h, w = source.shape
+    pixel = 1000 * (source.camera.pixel_size or np.nan)
+    path = check = None
+    corrected = table
+    if undrift and len(table):
+        path = fiducials(table, np.asarray(marks), 3.0, frames) if marks else drift(table, frames)
+        if np.isfinite(path.x_error).any():
+            corrected = correct(table, path)
+            _, check = cross_correlation(table, frames, max(2, min(16, frames // 50)))
+            apart = np.sqrt(np.mean((path.x - check.x) ** 2 + (path.y - check.y) ** 2) / 2)
+            report["drift"] = {
+                "method": "fiducials" if marks else "likelihood",
+                "range_nm": [float(np.ptp(v)) * pixel for v in (path.x, path.y)],
+                "error_nm": float(np.median(path.x_error)) * pixel,
+                "cross_correlation_differs_by_nm": float(apart) * pixel,
+            }
+        else:
+            path = None
+            report["warnings"].append(
+                "the drift is not corrected: the localizations are too few, or show no structure that is seen again"
+            )
+    lap("drift")
+    events, _ = link(corrected, gap)
+    on = on_time(events, frames)
+    report["events"] = {"number": len(events), "on_time_frames": on.mean, "on_time_error": on.error}
+    lap("link")
+    image = render(corrected, (h, w), zoom, "own")
+    lap("render")
+    curve = None
+    if len(table) >= 100:
+        curve = frc(corrected, (h, w))
+        alone = decorrelation(image, zoom) if min(image.shape) >= 8 else None
+        report["resolution"] = {
+            "frc_nm": curve.resolution * pixel,
+            "frc_error_nm": curve.error * pixel,
+            "decorrelation_nm": alone.resolution * pixel if alone else np.nan,
+        }
+    lap("resolution")
+    for name in ("photons", "background", "lpx", "sigma_x"):
+        if name in table.dtype.names and len(table):
+            report.setdefault("median", {})[name] = float(np.median(table[name]))
+    alone = table[table["crowded"] == 0]
+    if len(alone):
+        report["median"]["chi2_isolated"] = float(np.median(alone["chi2"]))
+    return Found(table, path, corrected, events, image, curve, check)
+
+
+def write(folder, source, found, report, given, psf, csv, zoom, lap) -> None:
+    """All files, first into a temporary folder, so that a failure leaves nothing half-written."""
+    from . import report as page
+
+    shape, size = source.shape, source.camera.pixel_size
+    with data.atomic_folder(folder) as temporary:
+        info = {"Localize": "smlmcore", "Movie": report["movie"]["files"][0]}
+        data.write_picasso(temporary / "localizations.hdf5", found.table, shape, size, info)
+        data.write_picasso(temporary / "events.hdf5", found.events, shape, size, info)
+        if csv:
+            data.write_thunderstorm(temporary / "localizations.csv", found.table, size)
+        if found.drift is not None:
+            d = found.drift
+            columns = [np.arange(len(d.x)), d.x, d.y, d.x_error, d.y_error]
+            names = "frame,x,y,x_error,y_error"
+            if d.z is not None:
+                columns, names = [*columns, d.z, d.z_error], names + ",z,z_error"
+            np.savetxt(
+                temporary / "drift.csv",
+                np.stack(columns, 1),
+                ["%d"] + ["%.5f"] * (len(columns) - 1),
+                ",",
+                header=names,
+                comments="",
+            )
+        (temporary / "settings.yaml").write_text(yaml.safe_dump(given, sort_keys=False), encoding="utf-8")
+        save_image(temporary / "image.tif", found.image, size / zoom)
+        save_image(temporary / "image.png", found.image, size / zoom)
+        samples = page.samples(source, found.raw, psf)
+        text = page.html(report, found, (temporary / "image.png").read_bytes(), samples, source.camera)
+        lap("write")
+        (temporary / "report.html").write_text(text, encoding="utf-8")
+        (temporary / "report.json").write_text(json.dumps(page.finite(report), indent=2) + "\n")

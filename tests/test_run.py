@@ -1,0 +1,371 @@
+"""`smlmcore localize`: detection at a stated rate, joint fits, the run as a whole, its interruptions and odd movies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from smlmcore import data, fit, localize, psf
+from smlmcore.camera import Camera
+from smlmcore.cli import main
+from smlmcore.localize import finder
+from smlmcore.localize.background import background
+from smlmcore.localize.crowd import fit_peaks
+from smlmcore.localize.run import Plan, localize_frames, run
+
+SHARED = Path(os.environ.get("SMLMCORE_DATA", Path(__file__).parents[1] / "../shared/data"))
+CAMERA = Camera(offset=100.0, gain=0.5, read_noise=1.0, pixel_size=0.1)
+MODEL = psf.Gaussian2D()
+
+
+def molecules(rng, frames, per_frame, shape, **columns):
+    """Molecules uniform over the field, the border included."""
+    number = rng.poisson(per_frame, frames)
+    frame = np.repeat(np.arange(frames), number)
+    h, w = shape
+    values = {"photons": 2000.0, "background": 10.0, "sigma_x": 1.3, **columns}
+    return data.table(
+        frame=frame, x=rng.uniform(-0.5, w - 0.5, len(frame)), y=rng.uniform(-0.5, h - 0.5, len(frame)), **values
+    )
+
+
+def draw(rng, truth, frames, shape):
+    """Counts of `CAMERA` for the molecules `truth`."""
+    most = int(np.bincount(truth["frame"], minlength=frames).max(initial=0))
+    values = {n: np.zeros((frames, max(most, 1))) for n in ("x", "y", "photons")} | {
+        "sigma": np.ones((frames, max(most, 1)))
+    }
+    place = np.arange(len(truth)) - np.searchsorted(truth["frame"], truth["frame"])
+    for name, column in {"x": "x", "y": "y", "photons": "photons", "sigma": "sigma_x"}.items():
+        values[name][truth["frame"], place] = truth[column]
+    expected = MODEL.render({**values, "background": np.full(frames, 10.0)}, shape)
+    return CAMERA.expose(expected, rng)
+
+
+def write_movie(folder, frames=24, per_frame=4, shape=(40, 48), seed=0, name="movie.tif", truth=True):
+    rng = np.random.default_rng(seed)
+    table = molecules(rng, frames, per_frame, shape)
+    data.write_tiff(folder / name, [draw(rng, table, frames, shape)], (frames, *shape), np.uint16, CAMERA)
+    if truth:
+        data.write_picasso((folder / name).with_suffix(".truth.hdf5"), table, (frames, *shape), 0.1)
+    return folder / name
+
+
+# ---------------------------------------------------------------- detection
+
+EMPTY = {
+    "uniform": lambda rng, y, x: (np.full(x.shape, 10.0), 1.0),
+    "few photons": lambda rng, y, x: (np.full(x.shape, 1.0), 0.5),
+    "gradient": lambda rng, y, x: (3 + 0.2 * x, 1.0),
+    "hot pixels": lambda rng, y, x: (np.full(x.shape, 5.0), np.where(rng.random(x.shape) < 0.01, 900.0, 2.0)),
+}
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_false_positives_come_at_the_rate_asked_for(kind):
+    rng, shape, n, rate = np.random.default_rng(7), (64, 80), 1000, 0.5
+    mean, variance = EMPTY[kind](rng, *np.indices(shape))
+    frames = rng.poisson(np.broadcast_to(mean, (n, *shape))) + rng.normal(0, 1, (n, *shape)) * np.sqrt(variance)
+    found = finder.find(frames, background(frames, variance), variance, false_positives=rate)
+    assert 0.8 * rate < len(found) / n < 1.2 * rate  # 22 false positives in 500 are a standard deviation
+
+
+def test_background_behind_molecules():
+    rng, shape = np.random.default_rng(0), (64, 64)
+    truth = molecules(rng, 100, 14, shape)
+    frames = CAMERA.photoelectrons(draw(rng, truth, 100, shape))
+    found = background(frames, 1.0)
+    assert found.shape == (1, *shape)
+    assert abs(found.mean() - 10) < 0.15
+    assert background(np.zeros((0, 8, 8))).shape == (1, 8, 8)
+    assert background(np.zeros((3, 5, 4))).max() < 0.05
+
+
+def test_find_any_frame():
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1), (5, 9), (33, 17)):
+        frames = rng.poisson(4.0, (3, *shape)).astype(float)
+        frames[1, shape[0] // 2, shape[1] // 2] += 900
+        found = finder.find(np.asfortranarray(frames), np.full((1, *shape), 4.0), threshold=5.0)
+        assert found[["frame", "x", "y"]].tolist() == [(1, shape[1] // 2, shape[0] // 2)]
+    frames[1, 4, 4] = np.nan
+    assert len(finder.find(frames, np.full((1, *shape), 4.0), threshold=5.0)) == 1
+    for options in ({"sigma": 0}, {"threshold": 0}, {"false_positives": 0}, {"false_positives": 1e9}):
+        with pytest.raises(ValueError, match="got"):
+            finder.find(frames, np.full((1, *shape), 4.0), **options)
+    with pytest.raises(ValueError, match="frames"):
+        finder.find(frames, np.zeros((1, 4, 4)))
+
+
+# ---------------------------------------------------------------- fitting
+
+
+def test_isolated_molecules_reach_the_bound_up_to_the_border():
+    rng, shape, n = np.random.default_rng(1), (33, 36), 1500
+    truth = molecules(rng, n, 0, shape)
+    truth = np.zeros(n, truth.dtype)
+    truth["frame"], truth["photons"], truth["background"], truth["sigma_x"] = np.arange(n), 2000, 10, 1.3
+    truth["x"], truth["y"] = rng.uniform(-0.5, 35.5, n), rng.uniform(-0.5, 32.5, n)
+    table = localize_frames(CAMERA.photoelectrons(draw(rng, truth, n, shape)), 1.0)
+    i, j = localize.match(table, truth, 2.5)
+    assert len(i) > 0.995 * n
+    assert len(table) - len(i) < 0.01 * n + 15
+    for name, error in (("x", "lpx"), ("y", "lpy")):
+        away = truth[name][j] - (35 if name == "x" else 32) / 2
+        border = abs(away) > (15.5 if name == "x" else 14.0)
+        z = (table[name][i] - truth[name][j]) / table[error][i]
+        assert np.sqrt(np.mean(z[~border] ** 2)) < 1.06
+        assert 1.4826 * np.median(abs(z[border])) < 1.25  # half of the light is beyond the border
+    inner = (abs(truth["x"][j] - 17.5) < 10) & (abs(truth["y"][j] - 16) < 10)
+    theta = np.stack([np.full(1, 17.3), np.full(1, 16.1), [2000], [10], [1.3]], 1)
+    bound = MODEL.crlb(theta, shape, 1.0)[0, 0]
+    error = (table["x"][i] - truth["x"][j])[inner]
+    assert np.sqrt(np.mean(error**2)) < (1.02 + 3 / np.sqrt(2 * inner.sum())) * bound
+
+
+def test_a_crowd_is_told_apart():
+    rng, shape, n = np.random.default_rng(2), (64, 64), 60
+    truth = molecules(rng, n, 15, shape)
+    table = localize_frames(CAMERA.photoelectrons(draw(rng, truth, n, shape)), 1.0)
+    scores = localize.score(table, truth, 0.1)["250"]
+    assert scores["jaccard"] > 0.88
+    assert scores["rmse"] < 22
+    alone = localize.score(table[table["crowded"] == 1], truth, 0.1)["250"]
+    assert alone["precision"] > 0.95
+
+
+def test_two_near_molecules_have_the_errors_of_a_joint_fit():
+    rng, n = np.random.default_rng(3), 800
+    truth = np.zeros(2 * n, molecules(rng, 0, 0, (24, 24)).dtype)
+    truth["frame"], truth["photons"], truth["background"], truth["sigma_x"] = np.repeat(np.arange(n), 2), 3000, 10, 1.3
+    centre, angle = rng.uniform(11, 13, (n, 2)), rng.uniform(0, 2 * np.pi, n)
+    for k, sign in enumerate((1.9, -1.9)):
+        truth["x"][k::2], truth["y"][k::2] = centre[:, 0] + sign * np.cos(angle), centre[:, 1] + sign * np.sin(angle)
+    table = localize_frames(CAMERA.photoelectrons(draw(rng, truth, n, (24, 24))), 1.0)
+    i, j = localize.match(table, truth, 2.0)
+    assert len(i) > 0.98 * 2 * n
+    z = (table["x"][i] - truth["x"][j]) / table["lpx"][i]
+    assert 0.9 < 1.4826 * np.median(abs(z)) < 1.15
+
+
+def test_any_psf_and_no_peak_at_all():
+    rng = np.random.default_rng(0)
+    truth = molecules(rng, 20, 3, (32, 32))
+    frames = CAMERA.photoelectrons(draw(rng, truth, 20, (32, 32)))
+    table = localize_frames(frames, 1.0, psf.EllipticGaussian2D())
+    assert {"sigma_x", "sigma_y", "sigma_x_error"} <= set(table.dtype.names)
+    assert localize.score(table, truth, 0.1)["250"]["recall"] > 0.9
+    assert len(localize_frames(np.full((3, 16, 16), 2.0))) == 0
+    assert len(localize_frames(np.zeros((0, 16, 16)))) == 0
+    peaks = finder.find(frames, background(frames, 1.0), 1.0)
+    one, two = (fit_peaks(frames, peaks, MODEL, 1.0, threads=t) for t in (1, None))
+    assert np.array_equal(one.theta, two.theta)
+
+
+# ---------------------------------------------------------------- the run
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    movie = write_movie(folder)
+    assert main(["localize", str(movie), "--out", str(folder / "out"), "--quiet", "--csv"]) == 0
+    return folder
+
+
+def same(a, b):
+    one, two = (data.read_picasso(f / "localizations.hdf5")[0] for f in (a, b))
+    return one.dtype == two.dtype and one.tobytes() == two.tobytes()
+
+
+def test_all_files_and_a_report_that_scores_itself(done):
+    out = done / "out"
+    names = "events.hdf5 events.yaml image.png image.tif localizations.csv localizations.hdf5 localizations.yaml"
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        [*names.split(), "report.html", "report.json", "settings.yaml"]
+    )
+    report = json.loads((out / "report.json").read_text())
+    table, info = data.read_picasso(out / "localizations.hdf5")
+    assert len(table) == report["localizations"] > 60
+    assert info["Pixelsize"] == 100
+    assert report["score"]["whole_field"]["250"]["jaccard"] > 0.9
+    assert {"converged"} <= set(report["status"])
+    assert any("drift is not corrected" in w for w in report["warnings"])  # molecules that never come again
+    page = (out / "report.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "<script" not in page
+    assert page.count("<svg") >= 6
+
+
+def test_settings_repeat_the_run(done):
+    settings = yaml.safe_load((done / "out" / "settings.yaml").read_text())
+    assert settings["movies"] == [str(done / "movie.tif")]
+    assert main(["localize", "--settings", str(done / "out/settings.yaml"), "-o", str(done / "again"), "--quiet"]) == 0
+    assert same(done / "out", done / "again")
+
+
+def test_results_are_not_overwritten(done, capsys):
+    assert main(["localize", str(done / "movie.tif"), "--out", str(done / "out"), "--quiet"]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Chunks of 8 frames, in this process and in those that it starts."""
+    monkeypatch.setattr("smlmcore.localize.run.PIXELS", 40 * 48 * 8)
+
+
+def test_chunks_are_taken_up_again(tmp_path, small_chunks, monkeypatch):
+    movie = write_movie(tmp_path)
+    run(movie, tmp_path / "whole", quiet=True)
+    from smlmcore.localize import run as _  # the function; its module:
+
+    module = sys.modules["smlmcore.localize.run"]
+    done, original = [], module.do
+
+    def stop(plan, number, source):
+        if number == 2:
+            raise KeyboardInterrupt
+        done.append(number)
+        original(plan, number, source)
+
+    monkeypatch.setattr(module, "do", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(movie, tmp_path / "parts", quiet=True)
+    assert len(list((tmp_path / "parts/chunks").glob("0*.npy"))) == 2
+    monkeypatch.setattr(module, "do", lambda *a: (done.append(a[1]), original(*a)))
+    run(movie, tmp_path / "parts", quiet=True)
+    assert done == [0, 1, 2]
+    assert same(tmp_path / "whole", tmp_path / "parts")
+    # other settings: what was begun does not count
+    monkeypatch.setattr(module, "do", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(movie, tmp_path / "other", quiet=True)
+    done.clear()
+    monkeypatch.setattr(module, "do", lambda *a: (done.append(a[1]), original(*a)))
+    run(movie, tmp_path / "other", quiet=True, box=7)
+    assert done == [0, 1, 2]
+
+
+def test_killed_in_the_midst_and_started_again(tmp_path):
+    movie = write_movie(tmp_path, frames=40)
+    code = (
+        "import sys; import smlmcore.localize.run; m = sys.modules['smlmcore.localize.run']; m.PIXELS = 40 * 48 * 8; "
+        f"m.run({str(movie)!r}, sys.argv[1], quiet=True)"
+    )
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "whole")], check=True, cwd=root)
+    rng = np.random.default_rng(0)
+    for attempt in range(3):
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "parts")], cwd=root)
+        time.sleep(0.9 + rng.uniform(0, 0.4) + 0.1 * attempt)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if (tmp_path / "parts/report.json").exists():
+            break
+    else:
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / "parts")], check=True, cwd=root)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+    assert not (tmp_path / "parts/chunks").exists()
+
+
+def test_dask_workers_find_the_same(tmp_path, small_chunks):
+    pytest.importorskip("distributed")
+    movie = write_movie(tmp_path)
+    run(movie, tmp_path / "one", quiet=True)
+    report = run(movie, tmp_path / "two", quiet=True, workers=2)
+    assert report["localizations"] > 60
+    assert same(tmp_path / "one", tmp_path / "two")
+    with pytest.raises(ValueError, match="workers=0"):
+        run(movie, tmp_path / "three", quiet=True, workers=0)
+
+
+def test_several_movies_are_one_series(tmp_path):
+    first, second = (write_movie(tmp_path, 9, seed=s, name=f"{s}.tif") for s in (0, 1))
+    run([first, second], tmp_path / "out", quiet=True)
+    table, info = data.read_picasso(tmp_path / "out/localizations.hdf5")
+    assert info["Frames"] == 18
+    assert table["frame"].max() > 9
+    other = write_movie(tmp_path, 3, shape=(20, 20), name="other.tif")
+    with pytest.raises(data.DataError, match="differ in size"):
+        run([first, other], tmp_path / "no", quiet=True)
+
+
+@pytest.mark.parametrize(("frames", "shape"), [(1, (40, 48)), (2, (9, 7)), (3, (5, 64))])
+def test_movies_that_trip_others(tmp_path, frames, shape):
+    rng = np.random.default_rng(0)
+    camera = Camera(offset=99.7, gain=0.37, read_noise=1.3, pixel_size=0.1067)
+    truth = molecules(rng, frames, 2, shape)
+    values = {n: np.array([[3.2]]) for n in ("x", "y")} | {"photons": np.array([[4000.0]]), "sigma": np.array([[1.3]])}
+    expected = MODEL.render({**values, "background": np.array([8.0])}, shape)
+    movie = tmp_path / "movie.tif"
+    data.write_tiff(movie, [camera.expose(np.repeat(expected, frames, 0), rng)], (frames, *shape), np.uint16, camera)
+    home = set(Path.home().iterdir())
+    report = run(movie, tmp_path / "out", quiet=True)
+    assert set(Path.home().iterdir()) == home
+    table, info = data.read_picasso(tmp_path / "out/localizations.hdf5")
+    assert info["Pixelsize"] == pytest.approx(106.7)
+    assert len(table) == report["localizations"] >= frames
+    assert len(truth) >= 0
+    assert abs(np.median(table["x"]) - 3.2) < 0.2
+
+
+def test_nothing_in_the_movie_is_a_result_too(tmp_path):
+    movie = tmp_path / "dark.tif"
+    data.write_tiff(movie, [np.full((5, 20, 24), 105, np.uint16)], (5, 20, 24), np.uint16, CAMERA)
+    report = run(movie, tmp_path / "out", quiet=True, csv=True)
+    assert report["localizations"] == 0
+    assert (tmp_path / "out/report.html").exists()
+
+
+def test_molecules_beyond_the_border_and_saturated_pixels_are_counted(tmp_path):
+    rng = np.random.default_rng(0)
+    values = {"x": [[-0.4]], "y": [[12.0]], "photons": [[5000.0]], "sigma": [[1.3]]}
+    expected = MODEL.render({n: np.array(v) for n, v in values.items()} | {"background": np.array([5.0])}, (24, 24))
+    counts = CAMERA.expose(np.repeat(expected, 30, 0), rng)
+    counts[:, 12:14, 3:5] = 65535
+    data.write_tiff(tmp_path / "m.tif", [counts], counts.shape, np.uint16, CAMERA)
+    report = run(tmp_path / "m.tif", tmp_path / "out", quiet=True)
+    table, _ = data.read_picasso(tmp_path / "out/localizations.hdf5")
+    assert len(table) + sum(report["dropped"].values()) == sum(report["status"].values())
+
+
+def test_run_refuses(tmp_path):
+    movie = write_movie(tmp_path, 2)
+    for options, message in (({"box": 8}, "box=8"), ({"gap": -1}, "gap=-1"), ({"false_positives": 0}, "got 0 false")):
+        with pytest.raises(ValueError, match=message):
+            run(movie, tmp_path / "out", quiet=True, **options)
+    with pytest.raises(data.DataError, match="no such file"):
+        run(tmp_path / "no.tif", tmp_path / "out", quiet=True)
+    with pytest.raises(data.DataError, match="no movie"):
+        run([], tmp_path / "out", quiet=True)
+    assert main(["localize"]) == 2
+    assert main(["view", str(tmp_path)]) == 2
+
+
+def test_the_plan_decides_the_chunks():
+    plan = Plan((), (), (), None, None, None, None, 0.01, (1000, 128, 128), "out")
+    assert plan.chunks[0] == (0, 512)
+    assert plan.chunks[-1] == (512, 1000)
+    assert Plan((), (), (), None, None, None, None, 0.01, (20, 4096, 4096), "out").chunks[0] == (0, 8)
+
+
+def test_picassos_movie_again():
+    folder = SHARED / "movie_dna_paint"
+    if not folder.is_dir():
+        pytest.skip("needs movie_dna_paint of the shared data; set SMLMCORE_DATA")
+    theirs, _ = data.read_picasso(folder / "testdata_locs.hdf5")
+    theirs = theirs[theirs["frame"] < 100]
+    with data.open_movie(folder / "testdata.raw") as movie:
+        settings = {**{"offset": 0.0, "gain": 1.0, "read_noise": 0.0}, **movie.camera}
+        camera = Camera(**{k: settings[k] for k in ("offset", "gain", "read_noise")})
+        table = localize_frames(camera.photoelectrons(movie.read()), camera.variance, sigma=0.82)
+    assert len(localize.match(table, theirs, 0.5)[0]) >= 0.97 * len(theirs)
+    assert (table["status"] == fit.Status.converged).mean() > 0.9
