@@ -64,7 +64,7 @@ seconds["encoder"] = time.perf_counter() - start
 
 predicted = model.predict(unseen)
 start = time.perf_counter()
-refined = fit.mle(unseen, pupil)
+refined = fit.locate(unseen, pupil)
 seconds["refine"] = time.perf_counter() - start
 
 bound = microscope.crlb(true, shape)[:, :3]

@@ -203,7 +203,7 @@ def calibrate(
     found, settings = read_beads(paths, camera, box, sigma, threshold, quiet)
     own = {"smooth": smooth}
     if psf == "pupil":
-        camera_ = {"pixel_size": settings.pixel_size, "variance": settings.variance}
+        camera_ = {"pixel_size": settings.pixel_size, "variance": float(np.mean(settings.variance))}
         own = {**camera_, "progress": not quiet, **(optics or {})}
     learned = MODELS[psf](found, dz, **own)
     check = _check(found, learned, settings.variance)

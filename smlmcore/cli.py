@@ -118,8 +118,9 @@ def _calibrate_parser(commands: Any) -> None:
     p = commands.add_parser(
         "calibrate",
         help="learn a PSF from z-stacks of beads",
-        description="Find the beads in z-stacks and write the PSF behind them (psf.npz) with a report: a spline through "
-        "their registered average, or the pupil that is likeliest to have made them.  Camera settings come from the files' metadata where they are not given here.",
+        description="Find the beads in z-stacks and write the PSF behind them (psf.npz) with a report: a spline "
+        "through their registered average, or the pupil that is likeliest to have made them.  Camera settings come "
+        "from the files' metadata where they are not given here.",
     )
     p.add_argument("stacks", type=Path, nargs="+", metavar="STACK", help="z-stack of beads, TIFF or Picasso .raw")
     p.add_argument("--psf", choices=("spline", "pupil"), default="spline", help="kind of PSF (default: spline)")

@@ -245,8 +245,7 @@ def test_render_by_own_uncertainty_against_the_sum_of_gaussians():
     for row in table:
         if -0.5 <= row["x"] < w - 0.5 and -0.5 <= row["y"] < h - 0.5:
             gx, gy = (
-                np.exp(-0.5 * (((np.arange(n * zoom) + 0.5) / zoom - 0.5 - c) / s) ** 2)
-                / (np.sqrt(2 * np.pi) * s * zoom)
+                np.exp(-0.5 * (((np.arange(n * zoom) + 0.5) / zoom - 0.5 - c) / s) ** 2) / (np.sqrt(2 * np.pi) * s * zoom)
                 for n, c, s in ((w, row["x"], row["lpx"]), (h, row["y"], row["lpy"]))
             )
             expected += np.outer(gy, gx)

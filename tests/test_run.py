@@ -39,9 +39,7 @@ def molecules(rng, frames, per_frame, shape, **columns):
 def draw(rng, truth, frames, shape):
     """Counts of `CAMERA` for the molecules `truth`."""
     most = int(np.bincount(truth["frame"], minlength=frames).max(initial=0))
-    values = {n: np.zeros((frames, max(most, 1))) for n in ("x", "y", "photons")} | {
-        "sigma": np.ones((frames, max(most, 1)))
-    }
+    values = {n: np.zeros((frames, max(most, 1))) for n in ("x", "y", "photons")} | {"sigma": np.ones((frames, max(most, 1)))}
     place = np.arange(len(truth)) - np.searchsorted(truth["frame"], truth["frame"])
     for name, column in {"x": "x", "y": "y", "photons": "photons", "sigma": "sigma_x"}.items():
         values[name][truth["frame"], place] = truth[column]

@@ -186,7 +186,9 @@ class _Work:
         start = np.nan_to_num(before[:, columns])
         start[:, 0] -= x - self.half
         start[:, 1] -= y - self.half
-        found = fit.mle(images, self.narrow, noise, start, threads=self.threads, progress=False, tolerance=0.1)
+        found = fit.mle(
+            images, self.narrow, noise, start, threads=self.threads, progress=False, tolerance=0.1
+        )
         theta, errors = before.copy(), np.full_like(before, np.nan)
         theta[:, columns], errors[:, columns] = found.parameters, found.errors
         theta[:, 0] += x - self.half

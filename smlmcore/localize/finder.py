@@ -287,11 +287,7 @@ def _filter_cpu(frames, expected, variance, scale, weights, snr):
     inverse = snr.dtype.type(1) / variance if m < n else variance
     for i in numba.prange(n):
         part = i * m // n
-        rest, down, line = (
-            np.empty((h, w), snr.dtype),
-            np.empty((h, w), snr.dtype),
-            np.zeros(w + 2 * len(weights), snr.dtype),
-        )
+        rest, down, line = np.empty((h, w), snr.dtype), np.empty((h, w), snr.dtype), np.zeros(w + 2 * len(weights), snr.dtype)
         if m < n:
             for y in range(h):
                 for x in range(w):

@@ -56,12 +56,8 @@ def html(report: Mapping[str, Any], found: Any, picture: bytes, samples: Sequenc
     if len(table):
         per = np.bincount(table["frame"], minlength=movie["frames"])
         block = max(1, len(per) // 200)
-        mean = np.add.reduceat(per, np.arange(0, len(per), block)) / np.diff(
-            np.append(np.arange(0, len(per), block), len(per))
-        )
-        charts.append(
-            ("Localizations per frame", lines_chart([("", np.arange(len(mean)) * block, mean, ACCENT)], "frame", ""))
-        )
+        mean = np.add.reduceat(per, np.arange(0, len(per), block)) / np.diff(np.append(np.arange(0, len(per), block), len(per)))
+        charts.append(("Localizations per frame", lines_chart([("", np.arange(len(mean)) * block, mean, ACCENT)], "frame", "")))
         charts.append(("Events by their number of frames", histogram(found.events["length"], "frames")))
     if found.curve is not None:
         curve, q = found.curve.curve, found.curve.frequency / nm
@@ -96,11 +92,7 @@ def samples(source: Any, table: np.ndarray, psf: PSF) -> list[list[str]]:
     h, w = source.shape[1:]
     read = np.broadcast_to(np.asarray(source.camera.variance, float), (h, w))
     for row in table[rows]:
-        frame, x, y = (
-            int(row["frame"]),
-            int(np.clip(round(float(row["x"])), 0, w - 1)),
-            int(np.clip(round(float(row["y"])), 0, h - 1)),
-        )
+        frame, x, y = int(row["frame"]), int(np.clip(round(float(row["x"])), 0, w - 1)), int(np.clip(round(float(row["y"])), 0, h - 1))
         y0, y1, x0, x1 = max(0, y - half), min(h, y + half + 1), max(0, x - half), min(w, x + half + 1)
         image = source.read(frame, frame + 1)[0][0, y0:y1, x0:x1]
         near = table[np.searchsorted(table["frame"], frame) : np.searchsorted(table["frame"], frame, "right")]
@@ -110,10 +102,7 @@ def samples(source: Any, table: np.ndarray, psf: PSF) -> list[list[str]]:
         model = np.asarray(psf.render(values, image.shape))[0]
         residual = (image - model) / np.sqrt(np.maximum(model + read[y0:y1, x0:x1], 0.1))
         low, high = np.nanmin(image), max(np.nanmax(image), np.nanmin(image) + 1)
-        grey = [
-            np.repeat((np.clip((np.nan_to_num(v) - low) / (high - low), 0, 1) * 255)[..., None], 3, 2)
-            for v in (image, model)
-        ]
+        grey = [np.repeat((np.clip((np.nan_to_num(v) - low) / (high - low), 0, 1) * 255)[..., None], 3, 2) for v in (image, model)]
         t = np.clip(np.nan_to_num(residual) / 4, -1, 1)[..., None]
         white, red, blue = (np.array(c, float) for c in ((255, 255, 255), (201, 42, 42), (25, 113, 194)))
         colour = white + abs(t) * (np.where(t > 0, red, blue) - white)
@@ -162,15 +151,11 @@ def lines_chart(
         out.append(f'<text x="{px(t):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{t:.6g}</text>')
     for k, (label, x, y, colour) in reversed(list(enumerate(lines))):
         step = max(1, len(x) // 1500)
-        points = " ".join(
-            f"{a:.1f},{b:.1f}" for a, b in zip(px(x[::step]), py(y[::step]), strict=True) if math.isfinite(a + b)
-        )
+        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(px(x[::step]), py(y[::step]), strict=True) if math.isfinite(a + b))
         inner = f"{colour}44" if fill and k == 0 else "none"
         out.append(f'<polyline points="{points}" fill="{inner}" stroke="{colour}" stroke-width="1.3"/>')
         if label:
-            out.append(
-                f'<text x="{WIDTH - 16}" y="{TOP + 12 + 14 * k}" text-anchor="end" style="fill:{colour}">{label}</text>'
-            )
+            out.append(f'<text x="{WIDTH - 16}" y="{TOP + 12 + 14 * k}" text-anchor="end" style="fill:{colour}">{label}</text>')
     out.append(f'<path d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - 12}" fill="none" stroke="{INK}"/>')
     out.append(f'<text x="{LEFT + wide / 2}" y="{HEIGHT - 4}" text-anchor="middle">{x_label}</text>')
     if y_label:
