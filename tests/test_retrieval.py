@@ -1,6 +1,8 @@
 """Pupils from bead stacks: at the Cramer-Rao bound, whatever is in the way; figures of more seeds: bench retrieval."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,3 +143,18 @@ def test_calibrate_from_the_command_line(tmp_path, capsys):
     assert (tmp_path / "psf" / "report.png").stat().st_size > 10_000
     assert cli.main([str(a) for a in [*argv, "--out", tmp_path / "psf"]]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_the_measured_stack_is_described_by_a_pupil():
+    folder = Path(os.environ.get("SMLMCORE_DATA", "../shared/data")) / "bead_stack"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}: set SMLMCORE_DATA")
+    counts = tifffile.imread(next(folder.glob("*.tif"))).astype(float)[4:16, 48:77, 47:76]
+    # offset, gain and read noise as the stack's own variance over mean says; pixel from the file's bounding box
+    data = 0.46 * (counts - 100)
+    optics = {"na": 1.0, "wavelength": 0.6, "n_immersion": 1.33, "n_medium": 1.33, "pixel_size": 0.08666}
+    settings = {"variance": 1.4**2, "zernike": 11, "optics": ["na", "wavelength"], "vectorial": False, "starts": 2}
+    pupil = psf.retrieve(data, 0.3, **optics, **settings, progress=False)
+    assert pupil.report.residual < 5  # of which noise is 1: with thousands of photons a per cent of misfit shows
+    model, mean = pupil.report.model[0], data.mean((1, 2), keepdims=True)
+    assert np.corrcoef((model - mean).ravel(), (data - mean).ravel())[0, 1] > 0.99

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ def locate(images: Any, pupil: Pupil, variance: Any = None, **settings: Any) -> 
     low, high = pupil.z_range
     edges = np.linspace(low, high, 4)
     ends = []
-    for a, b in zip(edges[:-1], edges[1:], strict=True):
+    for a, b in pairwise(edges):
         z = np.linspace(a, b, max(3, int(np.ceil((b - a) / 0.08))))
         ends.append(mle(images, pupil, variance, initial=place(pupil, images, z), **settings))
     likelihood = np.stack([np.where(end.status == Status.converged, end.log_likelihood, -np.inf) for end in ends])

@@ -288,16 +288,18 @@ class _Search:
         few = [mode for mode in self.phase if mode[0] <= 4]
         flat = [(offset, low) for low in (False, True) for offset in (0.0, 0.25, -0.25, 0.5, -0.5)]
         for count in range(starts):
-            pupil = self.scalar
+            pupil, low_first = self.scalar, False
             if count < len(flat):
                 offset, low_first = flat[count]
+                x, y, _ = focus(pupil, self.data, self.heights, np.array([offset]), reach)
             else:
-                offset, low_first = self.rng.uniform(-0.4, 0.4), False
-                pupil = pupil.replace(zernike=self.rng.normal(0, (0.2, 0.4)[count % 2], len(few)), modes=few)
-            x, y, _ = focus(pupil, self.data, self.heights, np.array([offset]), reach)
-            found = self.fit(pupil, self.starting(pupil, x, y, offset), few, 8) if low_first else (0, pupil, None)
-            theta = self.starting(pupil, x, y, offset) if found[2] is None else found[2]
-            found = self.fit(found[1], theta, self.phase, 30)
+                offset, (x, y) = self.rng.uniform(-0.4, 0.4), self.best[2][0, :2]
+                modes, width = [(few, 0.2), (self.phase, 0.3), (few, 0.4)][count % 3]
+                pupil = pupil.replace(zernike=self.rng.normal(0, width, len(modes)), modes=modes)
+            theta = self.starting(pupil, x, y, offset)
+            if low_first:
+                _, pupil, theta = self.fit(pupil, theta, few, 8)
+            found = self.fit(pupil, theta, self.phase, 30)
             if found[0] < self.best[0] - 1e-3:
                 self.best = found
                 yield count + 1
