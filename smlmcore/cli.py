@@ -1,4 +1,4 @@
-"""The command `smlmcore`: simulate a movie, look into one, localize its molecules, learn from it, view a report.
+"""The command `smlmcore`: simulate a movie, look into one, localize, learn, calibrate a PSF, view a report.
 
 Exit status: 0 success, 2 a mistake in the input or no room for the output (one line on stderr says which), 130 Ctrl-C.
 """
@@ -127,17 +127,30 @@ def _calibrate_parser(commands: Any) -> None:
     p = commands.add_parser(
         "calibrate",
         help="learn a PSF from z-stacks of beads",
-        description="Find the beads in z-stacks, register and average them, and write the PSF (psf.npz) with a report. "
-        "Camera settings come from the files' metadata where they are not given here.",
+        description="Find the beads in z-stacks and write the PSF behind them (psf.npz) with a report: a spline "
+        "through their registered average, or the pupil that is likeliest to have made them.  Camera settings come "
+        "from the files' metadata where they are not given here.",
     )
     p.add_argument("stacks", type=Path, nargs="+", metavar="STACK", help="z-stack of beads, TIFF or Picasso .raw")
-    p.add_argument("--psf", choices=("spline",), default="spline", help="kind of PSF (default: spline)")
+    p.add_argument("--psf", choices=("spline", "pupil"), default="spline", help="kind of PSF (default: spline)")
     p.add_argument("--z-step", type=float, required=True, metavar="N", help="distance of the slices, µm")
     p.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="folder for the results (default: STACK.psf)")
     _number(p, "--box", int, "odd side of the beads' images, pixels", 25)
     _number(p, "--sigma", float, "usual width of a bead's image, pixels", 1.5)
     _number(p, "--threshold", float, "least height of a bead in the summed stack, standard deviations of noise", 20.0)
-    _number(p, "--smooth", float, "width of the filter along z, µm", 0.1)
+    _number(p, "--smooth", float, "of a spline: width of the filter along z, µm", 0.1)
+    pupil = p.add_argument_group("a pupil's optics")
+    _number(pupil, "--na", float, "numerical aperture")
+    _number(pupil, "--wavelength", float, "of the light, µm")
+    _number(pupil, "--n-immersion", float, "refractive index of the immersion medium", 1.518)
+    _number(pupil, "--n-medium", float, "refractive index around the beads (default: that of the immersion)")
+    _number(pupil, "--zernike", int, "modes of the phase, in Noll's order", 36)
+    _number(pupil, "--magnitude", int, "modes of the magnitude", 0)
+    _number(pupil, "--bead", float, "diameter of the beads, µm", 0.0)
+    _number(pupil, "--blur", float, "blur of the images, standard deviation in pixels", 0.0)
+    pupil.add_argument("--free", nargs="+", default=(), metavar="NAME", help="optics to fit: na wavelength blur ...")
+    pupil.add_argument("--scalar", action="store_true", help="scalar model (default: vectorial)")
+    pupil.add_argument("--drift", action="store_true", help="each slice has its own x and y")
     _camera_arguments(p)
     _output_arguments(p)
     p.set_defaults(run=_calibrate)
@@ -326,12 +339,21 @@ def _fit(movie: Path, out: Path | None, overwrite: bool, quiet: bool, **options:
         sys.stdout.writelines(f"{line}\n" for line in _summary(report, out))
 
 
-def _calibrate(stacks: Sequence[Path], z_step: float, out: Path | None, quiet: bool, **options: Any) -> None:
+def _calibrate(
+    stacks: Sequence[Path], z_step: float, out: Path | None, quiet: bool, scalar: bool, free: Sequence[str], **rest: Any
+) -> None:
     from . import calibrate
 
-    camera = {k: options.pop(k) for k in ("offset", "gain", "read_noise", "pixel_size")}
+    camera = {k: rest.pop(k) for k in ("offset", "gain", "read_noise", "pixel_size")}
+    optics = {k: rest.pop(k) for k in ("na", "wavelength", "n_immersion", "n_medium", "bead", "blur")}
+    optics["n_medium"] = optics["n_medium"] or optics["n_immersion"]
+    optics |= {k: rest.pop(k) for k in ("zernike", "magnitude", "drift")} | {"optics": free, "vectorial": not scalar}
+    if rest["psf"] == "pupil":
+        rest["optics"] = optics
+        if missing := [f"--{k}" for k in ("na", "wavelength") if optics[k] is None]:
+            raise ValueError(f"a pupil needs {' and '.join(missing)}")
     out = stacks[0].with_suffix(".psf") if out is None else out
-    report = calibrate.calibrate(stacks, out, z_step, camera=camera, quiet=quiet, **options)
+    report = calibrate.calibrate(stacks, out, z_step, camera=camera, quiet=quiet, **rest)
     if not quiet:
         error = report["rms_z_error"]
         low, high = report["z_range"]
@@ -341,6 +363,8 @@ def _calibrate(stacks: Sequence[Path], z_step: float, out: Path | None, quiet: b
                 "beads": f"{report['used']} used of {report['found']} found",
                 "z": f"{low:g} to {high:g} µm",
                 "z error": "no slice could be fitted" if error is None else f"{1000 * error:.1f} nm rms, of the slices",
+                **{k: f"{v['value']:.4g} ± {v['error']:.2g}" for k, v in report.get("fitted_optics", {}).items()},
+                **({"residual": f"{report['residual']:.4g} (noise alone: 1)"} if "residual" in report else {}),
             }
         )
 

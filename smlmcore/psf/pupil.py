@@ -65,6 +65,7 @@ class Pupil(PSF):
 
     names = ("x", "y", "z", "photons", "background")
     linear = ("photons", "background")
+    report: Any = None  # of `psf.retrieve` and `fit.learn_pupil`
     numba_partials = staticmethod(pupil_cpu.numba_partials)
 
     def __init__(
