@@ -1,8 +1,8 @@
 """Pupils from noisy images: how near to the truth, and how long it takes.
 
 Beads: 21 planes 0.1 um apart, 32 x 32 pixels, 5000 photons and 10 background photons per pixel and plane; vectorial, NA
-1.4; 21 Zernikes (Noll 5 to 25), each drawn with a standard deviation of 0.3 rad (1.4 rad RMS together); the bead up to a
-pixel and 0.2 um off; 32 modes fitted.  Molecules: 4096 images of 24 x 24 pixels, +-0.8 um, 3000 photons, background 5
+1.4; 21 Zernikes (Noll 5 to 25), each drawn with a standard deviation of 0.3 rad (1.4 rad RMS together); the bead up to
+a pixel and 0.2 um off; 32 modes fitted.  Molecules: 4096 images of 24 x 24 pixels, +-0.8 um, 3000 photons, background 5
 to 15; nine Zernikes drawn evenly up to 1 rad; 21 modes fitted, nothing known of any molecule.
 
 Errors are the root mean square over modes, in radians; the bound is the Cramer-Rao bound of the same fit.

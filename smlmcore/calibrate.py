@@ -22,7 +22,7 @@ from . import data, fit, plot
 from .camera import Camera
 from .localize.cut import cut
 from .localize.detect import detect, isolated
-from .psf import PSF, beads
+from .psf import PSF, beads, retrieve
 
 OUTPUTS = ("psf.npz", "report.json", "report.png")
 CHECKED = 21  # side of the images with which the PSF is checked, pixels, at most
@@ -105,7 +105,7 @@ def read_beads(
 
 def _camera(path: Any, source: Any, given: Mapping[str, float | None]) -> Camera:
     settings = {**source.camera, **{k: v for k, v in given.items() if v is not None}}
-    missing = [f"--{name}" for name in ("offset", "gain") if settings.get(name) is None]
+    missing = [name for name in ("offset", "gain") if settings.get(name) is None]
     if missing:
         raise data.DataError(
             f"{path}: its metadata does not tell the camera's {' and '.join(missing)}; pass --offset (counts) and "
@@ -125,6 +125,7 @@ class Learned:
     z: np.ndarray
     used: np.ndarray
     numbers: dict[str, Any]
+    figure: Callable[[], Any] | None = None
 
 
 def _spline(found: Beads, dz: float, smooth: float) -> Learned:
@@ -156,7 +157,18 @@ def _spline(found: Beads, dz: float, smooth: float) -> Learned:
     return Learned(psf, z, registered.used, numbers)
 
 
-MODELS: dict[str, Callable[..., Learned]] = {"spline": _spline}
+def _pupil(found: Beads, dz: float, **settings: Any) -> Learned:
+    psf = retrieve(found.stacks, dz, **settings)
+    report = psf.report
+    numbers = report.summary()
+    half = found.stacks.shape[-1] // 2
+    for bead, file, (x, y) in zip(numbers["beads"], found.files, found.places.tolist(), strict=True):
+        bead |= {"file": file, "x": bead["x"] + x - half, "y": bead["y"] + y - half, "used": True}
+    z = report.z_planes + report.z[:, None]
+    return Learned(psf, z, np.ones(len(found.stacks), bool), numbers, report.figure)
+
+
+MODELS: dict[str, Callable[..., Learned]] = {"spline": _spline, "pupil": _pupil}
 
 # ---------------------------------------------------------------- the job
 
@@ -173,11 +185,13 @@ def calibrate(
     smooth: float = 0.1,
     quiet: bool = True,
     overwrite: bool = False,
+    optics: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Learn a PSF from z-stacks of beads, write OUTPUTS into the folder `out`, return the report.
 
     `dz`: distance of the slices, um; `psf`: one of MODELS; `camera`: settings that override those in the files;
-    `box`: odd side of the beads' images, pixels; `smooth`: um along z.  The report tells how precisely the PSF finds
+    `box`: odd side of the beads' images, pixels; `smooth`: um along z, of a spline; `optics`: arguments of
+    `psf.retrieve`, for a pupil.  The report tells how precisely the PSF finds
     the z of its own beads' slices, and the Cramér-Rao bound at 1000 photons over the depth.
     """
     if psf not in MODELS:
@@ -187,7 +201,11 @@ def calibrate(
         raise data.DataError(f"{folder} is a file; expected a folder for the results")
     data.refuse_existing(*(folder / name for name in OUTPUTS), overwrite=overwrite)
     found, settings = read_beads(paths, camera, box, sigma, threshold, quiet)
-    learned = MODELS[psf](found, dz, smooth=smooth)
+    own = {"smooth": smooth}
+    if psf == "pupil":
+        camera_ = {"pixel_size": settings.pixel_size, "variance": float(np.mean(settings.variance))}
+        own = {**camera_, "progress": not quiet, **(optics or {})}
+    learned = MODELS[psf](found, dz, **own)
     check = _check(found, learned, settings.variance)
     depth = np.linspace(*learned.psf.z_range, 41)
     bound = _bound(learned.psf, depth)
@@ -205,7 +223,7 @@ def calibrate(
         "crlb_z_1000_photons": {"z": depth.round(4).tolist(), "error": [_number(v) for v in bound[:, 2]]},
         **learned.numbers,
     }
-    figure = plot.calibration(learned.psf, depth, bound, check["z"], check["error"])
+    figure = (learned.figure or (lambda: plot.calibration(learned.psf, depth, bound, check["z"], check["error"])))()
     with data.atomic_folder(folder) as temporary:
         learned.psf.save(temporary / "psf.npz")
         figure.savefig(temporary / "report.png", dpi=110)

@@ -2,7 +2,7 @@
 
 from .direct import lsq, mle, simulate_spots
 from .emitters import Several
-from .in_situ import learn_pupil, twin
+from .in_situ import learn_pupil, locate, twin
 from .model import FitModel
 from .presets import gaussian2d, pupil3d
 from .refine import refine

@@ -17,7 +17,8 @@ other one, and what is known of the microscope (the direction of z, the sign of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,14 @@ from tqdm import tqdm
 
 from .. import backend
 from ..psf import Pupil
+from ..psf.base import PSF
 from ..psf.joint import Joint
 from ..psf.match import place
 from ..psf.retrieval import modes_of
-from .problem import limits
+from .direct import mle
+from .problem import Limits
 from .refine import lockstep
+from .result import Result, Status
 
 FEW = 256  # images of a start
 PRIOR = 0.5  # radians; what starts expect of a coefficient
@@ -96,6 +100,35 @@ def learn_pupil(
     return _finish(best[1], images, v, phase, results)
 
 
+def locate(images: Any, pupil: Pupil, variance: Any = None, **settings: Any) -> Result:
+    """`fit.mle` of `images` (n, h, w) with `pupil` from several starts in z; the likeliest end counts.
+
+    Behind aberrations a likelihood has several maxima along z, and from one start a few per cent of the molecules end
+    in a wrong one.  Each image is compared with the pupil's at all z and all whole shifts, and fitted from the best
+    agreement in each third of the range.  `settings`: those of `mle`.
+
+    >>> optics = Pupil(1.2, 0.6, 1.33, 1.33, 0.12, vectorial=False, samples=32, zernike={(2, 2): 1.0})
+    >>> image = optics.render([6.0, 6.2], [6.0, 5.7], [0.3, -0.6], 5000.0, 2.0, shape=(13, 13))
+    >>> locate(image, optics, progress=False).z.round(2).tolist()
+    [0.3, -0.6]
+    """
+    images = np.asarray(images)
+    low, high = pupil.z_range
+    edges = np.linspace(low, high, 4)
+    ends = []
+    for a, b in pairwise(edges):
+        z = np.linspace(a, b, max(3, int(np.ceil((b - a) / 0.08))))
+        ends.append(mle(images, pupil, variance, initial=place(pupil, images, z), **settings))
+    likelihood = np.stack([np.where(end.status == Status.converged, end.log_likelihood, -np.inf) for end in ends])
+    best = likelihood.argmax(0)
+
+    def chosen(name: str) -> np.ndarray:
+        return np.stack([getattr(end, name) for end in ends])[best, np.arange(len(images))]
+
+    names = ("parameters", "errors", "status", "iterations", "log_likelihood", "chi2")
+    return Result(ends[0].names, *map(chosen, names))
+
+
 def twin(pupil: Pupil) -> Pupil:
     """The pupil that gives the same images with z -> -z: coefficients of even n change sign.
 
@@ -106,7 +139,10 @@ def twin(pupil: Pupil) -> Pupil:
     True
     """
     sign = np.array([-1 if n % 2 == 0 else 1 for n, _ in pupil.modes])
-    return pupil.replace(zernike=pupil.zernike * sign)
+    other = pupil.replace(zernike=pupil.zernike * sign)
+    if pupil.report is not None:
+        other.report = replace(pupil.report, parameters=pupil.report.parameters * [1, 1, -1, 1, 1])
+    return other
 
 
 def _check(images: Any, psf: Pupil, variance: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -167,11 +203,18 @@ def _settled(pupil, images, variance, theta=None):
 def _maximum(pupil, images, variance, theta):
     """Fits of each image for itself."""
     low, high = pupil.z_range
-    given = limits(pupil, images.shape[1:], bounds={"z": (low - 0.2, high + 0.2)})
+    own = PSF.bounds(pupil, images.shape[1:])  # while it is learned, a pupil may be too coarse for its corners
+    own["z"] = own["z"]._replace(lower=low - 0.2, upper=high + 0.2)
+    fixed = np.zeros(5, bool)
+    given = Limits(*np.array([own[name] for name in pupil.names]).T, fixed, np.full(5, np.nan))
     return lockstep(pupil, images, variance, theta, given, max_iterations=6, tolerance=0.1)
 
 
 def _finish(pupil, images, variance, phase, results):
+    needed = pupil.samples_needed(images.shape[1:], pupil.z_range)
+    if needed > pupil.samples:
+        settings = {**pupil._settings(), "samples": needed + needed % 2}
+        pupil = Pupil(**settings, zernike=pupil.zernike, modes=pupil.modes)
     theta = _settled(pupil, images, variance)
     used = np.isfinite(theta).all(1)
     for last in (False, True):

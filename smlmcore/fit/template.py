@@ -72,7 +72,7 @@ def _blocks(lines: list[str], scope: dict[str, Any]) -> Iterable[str]:
 
 
 def lighten(text: str) -> str:
-    """`text` with fewer names, calls and products, each of which numba takes its time to find the type of.
+    r"""`text` with fewer names, calls and products, each of which numba takes its time to find the type of.
 
     `R(number)` becomes a constant of the module, and an index into the scratch array, `w[CONSTANTS + k]`, a number.
 

@@ -195,10 +195,11 @@ class Joint:
         return found
 
     def _near(self, shared: np.ndarray, i: int) -> tuple[Pupil, Pupil, float]:
-        """Two pupils that differ in the i-th shared number, and by how much."""
-        step = np.zeros(len(shared))
-        step[i] = 1e-3 * max(abs(shared[i]), 0.1)
-        return self.pupil(shared - step), self.pupil(shared + step), 2 * step[i]
+        """Two pupils that differ in the i-th shared number, one of the optics, and by how much."""
+        step = 1e-3 * max(shared[i], 0.1)
+        low, high = shared.copy(), shared.copy()
+        low[i], high[i] = max(shared[i] - step, 0.0), shared[i] + step
+        return self.pupil(low), self.pupil(high), high[i] - low[i]
 
     # ------------------------------------------------------------ steps
 

@@ -65,6 +65,7 @@ class Pupil(PSF):
 
     names = ("x", "y", "z", "photons", "background")
     linear = ("photons", "background")
+    report: Any = None  # of `psf.retrieve` and `fit.learn_pupil`
     numba_partials = staticmethod(pupil_cpu.numba_partials)
 
     def __init__(
@@ -457,7 +458,8 @@ class Pupil(PSF):
         try:
             with np.load(path, allow_pickle=False) as file:
                 header = json.loads(str(file["header"]))
-                arrays = {name: file[name] for name in file.files if name != "header"}
+                names = {"modes", "zernike", "phase", "magnitude"}.intersection(file.files)
+                arrays = {name: file[name] for name in names}
             if header["format"] != FORMAT or header["kind"] != "Pupil":
                 raise ValueError(f"kind {header['kind']}, format {header['format']}")
             return cls(**header["settings"], **arrays)

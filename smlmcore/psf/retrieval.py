@@ -22,10 +22,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, optimize
 from tqdm import tqdm
 
 from .. import backend
+from ..autograd import Tensor
+from ..loss import PoissonGaussian
 from . import moments, zernike
 from .joint import OPTICS, Joint, expected
 from .match import focus
@@ -117,6 +119,7 @@ def retrieve(
     variance: Any = 0.0,
     saturation: float | None = None,
     drift: bool = False,
+    pixels: float = 0.0,
     vectorial: bool = True,
     moves: str = "stage",
     samples: int | None = None,
@@ -139,8 +142,10 @@ def retrieve(
 
     `variance`: read-noise variance, photoelectrons squared.  `saturation`: pixels from this value on are left out;
     default: where the largest value occurs in more than two pixels, these.  A neighbour in the field, light that the
-    model has no place for, is found and left out.  `drift`: x and y of each slice by themselves.  `samples`: of the
-    pupil, default as many as are needed.  `starts`: the most coarse fits, random from `seed`.
+    model has no place for, is found and left out.  `drift`: x and y of each slice by themselves.  `pixels`: if not 0,
+    each sample of the pupil gets a phase of its own besides, the pupil's `phase`, that may differ from its neighbour's
+    by about as many radians (0.05 is much).  `samples`: of the pupil, default as many as are needed.  `starts`: the
+    most coarse fits, random from `seed`.
 
     Raises `ValueError` that names the input.
 
@@ -152,7 +157,7 @@ def retrieve(
     (0.4, True)
     """
     data, variance, heights = _check(stack, variance, z_step, z)
-    data = _without_saturated(data, saturation)
+    data = _alone(_without_saturated(data, saturation))
     phase, inner = modes_of(zernike, "zernike"), modes_of(magnitude, "magnitude")
     unknown = [name for name in optics if name not in OPTICS]
     if unknown:
@@ -161,6 +166,9 @@ def retrieve(
         "na": na, "wavelength": wavelength, "n_immersion": n_immersion, "n_medium": n_medium, "pixel_size": pixel_size,
         "moves": moves, **settings,
     }  # fmt: skip
+    for name, least in (("blur", 0.5), ("bead", 0.1)):  # the derivative by either is 0 at 0
+        if name in optics:
+            common[name] = max(common.get(name, 0.0), least)
     model = Pupil(**common, vectorial=vectorial, samples=samples or 64)
     spread = (heights.max() - heights.min()) / 2
     model.z_range = (-float(spread) - 0.3, float(spread) + 0.3)
@@ -170,7 +178,11 @@ def retrieve(
             bar.update(count - bar.n)
             if search.explained():
                 break
-    found = _refined(model, search, data, variance, heights, phase, inner, tuple(optics), drift, samples, count)
+    joint, normal = _refined(model, search, data, variance, heights, phase, inner, tuple(optics), drift, samples)
+    errors = np.sqrt(np.diag(joint.covariance(normal)))
+    if pixels:
+        _pixelwise(joint, pixels)
+    found = _report(joint, errors, data.shape, heights, count)
     found.pupil.report = found
     return found.pupil
 
@@ -220,6 +232,26 @@ def _without_saturated(data: np.ndarray, saturation: float | None) -> np.ndarray
     return np.where(data >= saturation, np.nan, data)
 
 
+def _alone(data: np.ndarray) -> np.ndarray:
+    """NaN around a second bead in the field, at least a quarter as bright as the first and a third of the field away.
+
+    Every pixel nearer to it than to the first goes.  What comes in from outside the field is seen by `_neighbours`.
+    """
+    h, w = data.shape[2:]
+    y, x = np.indices((h, w))
+    middle = np.exp(-2 * ((y - (h - 1) / 2) / h) ** 2 - 2 * ((x - (w - 1) / 2) / w) ** 2)
+    alone = data.copy()
+    for bead, stack in zip(alone, data, strict=True):
+        filled, _ = moments.weigh(stack)
+        light = (ndimage.gaussian_filter(filled, (0, 1, 1)) - np.median(filled, (1, 2), keepdims=True)).max(0)
+        first = np.unravel_index((light * middle).argmax(), light.shape)
+        peaks = (ndimage.maximum_filter(light, 5) == light) & (light > 0.25 * light[first])
+        for other in np.argwhere(peaks):
+            if np.hypot(*(other - first)) > max(h, w) / 3:
+                bead[:, np.hypot(y - other[0], x - other[1]) < np.hypot(y - first[0], x - first[1])] = np.nan
+    return alone
+
+
 def modes_of(given: int | Sequence[tuple[int, int]], name: str) -> list[tuple[int, int]]:
     """Modes without piston, tip, tilt and defocus (of the magnitude, without piston)."""
     if np.ndim(given) == 0:
@@ -256,16 +288,18 @@ class _Search:
         few = [mode for mode in self.phase if mode[0] <= 4]
         flat = [(offset, low) for low in (False, True) for offset in (0.0, 0.25, -0.25, 0.5, -0.5)]
         for count in range(starts):
-            pupil = self.scalar
+            pupil, low_first = self.scalar, False
             if count < len(flat):
                 offset, low_first = flat[count]
+                x, y, _ = focus(pupil, self.data, self.heights, np.array([offset]), reach)
             else:
-                offset, low_first = self.rng.uniform(-0.4, 0.4), False
-                pupil = pupil.replace(zernike=self.rng.normal(0, (0.2, 0.4)[count % 2], len(few)), modes=few)
-            x, y, _ = focus(pupil, self.data, self.heights, np.array([offset]), reach)
-            found = self.fit(pupil, self.starting(pupil, x, y, offset), few, 8) if low_first else (0, pupil, None)
-            theta = self.starting(pupil, x, y, offset) if found[2] is None else found[2]
-            found = self.fit(found[1], theta, self.phase, 30)
+                offset, (x, y) = self.rng.uniform(-0.4, 0.4), self.best[2][0, :2]
+                modes, width = [(few, 0.2), (self.phase, 0.3), (few, 0.4)][count % 3]
+                pupil = pupil.replace(zernike=self.rng.normal(0, width, len(modes)), modes=modes)
+            theta = self.starting(pupil, x, y, offset)
+            if low_first:
+                _, pupil, theta = self.fit(pupil, theta, few, 8)
+            found = self.fit(pupil, theta, self.phase, 30)
             if found[0] < self.best[0] - 1e-3:
                 self.best = found
                 yield count + 1
@@ -310,14 +344,13 @@ def bright(pupil, places, data, weights):
 # ---------------------------------------------------------------- the fit that counts
 
 
-def _refined(model, search, data, variance, heights, phase, inner, optics, drift, samples, count):
-    """The `Report` of the full fit to all beads, from the best coarse solution."""
+def _refined(model, search, data, variance, heights, phase, inner, optics, drift, samples):
+    """The full fit to all beads, from the best coarse solution: `Joint` at its end and its derivatives there."""
     _, coarse, theta = search.refined
     beads, nz, h, w = data.shape
     pupil = model.replace(zernike=coarse.zernike, modes=coarse.modes)
     if samples is None:
-        most = np.abs(theta[:, 2]).max()
-        needed = pupil.samples_needed((h, w), [-most, most])
+        needed = pupil.samples_needed((h, w), pupil.z_range)
         size = int(np.clip(8 * math.ceil(needed / 8 + 0.25), 40, 128))
         pupil = Pupil(**{**pupil._settings(), "samples": size}, zernike=pupil.zernike, modes=pupil.modes)
     start = np.empty((beads, nz, 5))
@@ -341,7 +374,7 @@ def _refined(model, search, data, variance, heights, phase, inner, optics, drift
             break
         images = np.where(np.repeat(strange, nz, 0), np.nan, images)
         pupil = pupil.replace(magnitude=np.ones((pupil.samples, pupil.samples))) if inner else pupil
-    return _report(joint, normal, pupil, theta, mu, data, heights, count)
+    return joint, normal
 
 
 def _neighbours(images, mu, noise, background, beads):
@@ -356,18 +389,55 @@ def _neighbours(images, mu, noise, background, beads):
         for a in (images - mu, mu + noise, mu - background[:, None, None])
     )
     strange = (excess > 6 * np.sqrt(np.maximum(error, 1e-9))) & (excess > 0.5 * light)
-    return ndimage.binary_dilation(strange, np.ones((1, 5, 5)))
+    strange = ndimage.binary_dilation(strange, np.ones((1, 5, 5)))
+    return strange & (strange.mean((1, 2), keepdims=True) < 0.4)  # else it is the model that does not fit
 
 
-def _report(joint, normal, pupil, theta, mu, data, heights, count):
-    beads, nz = data.shape[:2]
+def _pixelwise(joint, roughness, rounds=3):
+    """Give each sample of the pupil a phase of its own, in turn with the parameters of the emitters.
+
+    Maximises the likelihood less sum (difference of neighbours)^2 / (2 roughness^2) by L-BFGS, through autograd.
+    """
+    psf, shape = joint.psf, joint.data.shape[1:]
+    m, inside = psf.samples, psf.inside
+    pairs = [inside[1:] & inside[:-1], inside[:, 1:] & inside[:, :-1]]
+    extra = np.zeros((m, m))
+
+    def objective(flat, theta):
+        pixels = Tensor(flat.reshape(m, m))
+        mu = psf.replace(phase=pixels).render(*theta.T, shape=shape)
+        nats = loss(mu, data, joint.noise).sum()
+        down, right = pixels[1:] - pixels[:-1], pixels[:, 1:] - pixels[:, :-1]
+        rough = ((down * down) * pairs[0]).sum() + ((right * right) * pairs[1]).sum()
+        total = nats + rough * (0.5 / roughness**2)
+        total.backward()
+        return float(total.data), pixels.grad.ravel()
+
+    loss, data = PoissonGaussian(exact=False), np.where(joint.seen, joint.data, np.nan)
+    for _ in range(rounds):
+        found = optimize.minimize(
+            objective, extra.ravel(), args=(joint.theta,), jac=True, method="L-BFGS-B", options={"maxiter": 40}
+        )
+        extra = found.x.reshape(m, m) * inside
+        own = Joint(
+            psf.replace(zernike=[], modes=[], phase=psf.aberration() + extra), joint.data, joint.theta,
+            np.where(joint.seen, joint.noise, np.inf), bead=joint.bead, own_xy=0 in joint.own,
+        )  # fmt: skip
+        own.run(5)
+        joint.theta = own.theta
+    joint.psf = psf.replace(phase=extra)
+
+
+def _report(joint, errors, stacks, heights, count):
+    (beads, nz), pupil, theta = stacks[:2], joint.psf, joint.theta
+    mu = expected(pupil, theta, stacks[2:])
+    chi2 = np.where(joint.seen, (joint.data - mu) ** 2 / np.maximum(mu + joint.noise, 1e-6), 0).sum()
     k, last = len(joint.phase), len(joint.phase) + len(joint.magnitude)
-    errors = np.sqrt(np.diag(joint.covariance(normal)))
     parameters = len(joint.shared) + len(joint.own) * len(theta) + len(joint.common) * beads
     free = max(int(joint.seen.sum()) - parameters, 1)
     spread = np.where(joint.seen, 2 + 1 / np.maximum(mu + joint.noise, 1e-6), 0).sum()
     places = theta.reshape(beads, nz, 5)
-    seen = joint.seen.reshape(data.shape)
+    data = np.where(joint.seen, joint.data, np.nan)
     return Report(
         pupil=pupil,
         errors=errors[:k],
@@ -380,12 +450,12 @@ def _report(joint, normal, pupil, theta, mu, data, heights, count):
         z=places[:, 0, 2] - heights[0],
         photons=places[:, :, 3],
         background=places[:, :, 4],
-        residual=float(normal.chi2.sum() / free),
+        residual=float(chi2 / free),
         residual_error=float(np.sqrt(spread) / free),
         masked=float(1 - joint.seen.mean()),
         starts=count,
         z_planes=heights,
-        data=np.where(seen, data, np.nan),
-        model=mu.reshape(data.shape),
-        noise=joint.noise.reshape(data.shape),
+        data=data.reshape(stacks),
+        model=mu.reshape(stacks),
+        noise=joint.noise.reshape(stacks),
     )
