@@ -32,7 +32,7 @@ images = rng.poisson(clean) + rng.normal(0, read_noise, clean.shape)
 start = images.mean(0)
 model = fit.FitModel(
     encoder.Table((count, 2)),
-    mapper.Direct({name: mapper.Parameter("linear", 0.0, 1.0) for name in ("x", "y")}),
+    mapper.Direct({name: mapper.Parameter("tanh", 0.0, 6.0) for name in ("x", "y")}),
     renderer.Template(start, shape),
 )
 history = training.Trainer(model, images, read_noise**2, epochs=epochs, batch=count // 8, rate=2e-2, decay=0.0).run()
