@@ -91,7 +91,7 @@ def wiener(image, kernel, weight):
 
 
 def total_variation(image, kernel, iterations, weight):
-    """Richardson-Lucy, each step over 1 - weight div(grad e / |grad e|) (Dey et al. 2006, Microsc. Res. Tech. 69, 260)."""
+    """Richardson-Lucy, each step over 1 - weight div(grad e / |grad e|) (Dey et al. 2006, Microsc. Res. Tech. 69)."""
     k = scipy.fft.rfftn(scipy.fft.ifftshift(kernel / kernel.sum()))
     e = np.full_like(image, image.mean())
     image = np.maximum(image, 1e-3)

@@ -11,9 +11,8 @@ visits 4 cells of a hash for each localization, in order of frames and so on one
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
-import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,7 @@ CAMERA = Camera(offset=100.0, gain=0.5, read_noise=1.0, pixel_size=0.1)
 def rows() -> Iterator[Row]:
     """The rows of the in-process comparison, then those of whole processes."""
     yield from postprocessing()
+    yield from movies()
 
 
 def events(seed: int = 0) -> tuple[np.ndarray, np.ndarray, int]:
@@ -53,8 +53,9 @@ def events(seed: int = 0) -> tuple[np.ndarray, np.ndarray, int]:
     columns = {name: np.float32(v) for name, v in columns.items()}
     table = data.table(frame=frame, x=at[:, 0].astype(np.float32), y=at[:, 1].astype(np.float32), **columns)
     # where a molecule goes on at the site at which another has just gone off, nobody can tell two from one
-    key = which[event].astype(np.int64) * (FRAMES + 1) + frame
-    return table, walk, int((np.diff(np.sort(key)) > 1).sum()) + 1
+    end = np.minimum(start + length, FRAMES)
+    go_on = np.isin(which.astype(np.int64) * FRAMES + start, which.astype(np.int64) * FRAMES + end)
+    return table, walk, many - int(go_on.sum())
 
 
 def nanometres(x: np.ndarray, y: np.ndarray, walk: np.ndarray) -> float:
@@ -137,7 +138,7 @@ def picasso(table, corrected, walk, number):
         "gaussian": lambda: render.render(locs, info, disp_px_size=12.5, viewport=field, blur_method="gaussian"),
         "histogram": lambda: render.render(locs, info, disp_px_size=12.5, viewport=field),
         "smooth": lambda: render.render(locs, info, disp_px_size=12.5, viewport=field, blur_method="smooth"),
-        "frc": lambda: postprocess.frc(locs, info),
+        "frc": lambda: postprocess.frc(locs, info, field),
     }
     kept, notes = {}, {}
     for name, run in runs.items():
@@ -154,3 +155,85 @@ def picasso(table, corrected, walk, number):
         elif name == "link":
             notes[name] = f"; Picasso {100 * (len(done) / number - 1):+.2f} %"
     return kept, notes
+
+
+# ---------------------------------------------------------------- whole processes
+
+
+def movies() -> Iterator[Row]:
+    """`smlmcore localize --method fit` beside `python -m picasso localize`, whole processes, caches warm."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for per_frame in (8, 60):
+            for frames in (1000, 10_000):
+                movie, truth = write_movie(folder, frames, per_frame)
+                out, size = folder / "out", (frames, 128, 128)
+                command = [sys.executable, "-m", "smlmcore", "localize", str(movie), "--out", str(out), "--quiet"]
+                if frames == 1000:  # fills the caches
+                    process([*command, "--overwrite"])
+                ours = process([*command, "--overwrite"])
+                scores = data.read_picasso(out / "localizations.hdf5")[0]
+                theirs, note = beside(movie, truth, size, frames == 1000)
+                mine = quality(scores, truth, size)
+                yield Row(
+                    f"localize {frames} frames, {per_frame} per frame", ours, {"Picasso localize": theirs}, frames,
+                    ">= 6x" if frames == 1000 else ">= 10x", f"{mine}{note}",
+                )  # fmt: skip
+                movie.unlink()
+
+
+def process(command: list[str]) -> float:
+    """Seconds that a whole process takes."""
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True)
+    return time.perf_counter() - start
+
+
+def beside(movie: Path, truth: np.ndarray, size: tuple[int, int, int], warm: bool) -> tuple[float | None, str]:
+    """Picasso's seconds and what it found."""
+    if importlib.util.find_spec("picasso") is None:
+        return None, ""
+    command = [sys.executable, "-m", "picasso", "localize", str(movie), "-b", "7", "-a", "mle-spherical", "-g", "500"]
+    command += ["-bl", "100", "-s", "0.5", "-ga", "1", "-qe", "1", "-px", "100"]
+    try:
+        if warm:
+            process(command)
+        seconds = process(command)
+        found = data.read_picasso(movie.with_name(f"{movie.stem}_locs.hdf5"))[0]
+    except (subprocess.CalledProcessError, data.DataError) as error:  # a peer that fails is named, not timed
+        return None, f"; Picasso failed: {error}"
+    return seconds, f"; Picasso {quality(found, truth, size)}"
+
+
+def quality(table: np.ndarray, truth: np.ndarray, size: tuple[int, int, int]) -> str:
+    """Jaccard and error of the first thousand frames, over the whole field and 5 pixels inside."""
+    table, truth = (t[t["frame"] < 1000] for t in (table, truth))
+    whole = localize.score(table, truth, 0.1, (250.0,))["250"]
+    inner = localize.score(table, truth, 0.1, (250.0,), margin=5.0, shape=size[1:])["250"]
+    return f"Jaccard {whole['jaccard']:.4f} / inside {inner['jaccard']:.4f}, RMSE per axis {whole['rmse']:.1f} nm"
+
+
+def write_movie(folder: Path, frames: int, per_frame: int) -> tuple[Path, np.ndarray]:
+    """Molecules of 2000 photons, sigma 1.3, background 10, anywhere in 128² pixels; no truth beside the movie."""
+    rng, side, around = np.random.default_rng(per_frame), 128, 8
+    frame = np.repeat(np.arange(frames), rng.poisson(per_frame, frames))
+    x, y = rng.uniform(-0.5, side - 0.5, (2, len(frame)))
+    truth, model = data.table(frame=frame, x=x, y=y), psf.Gaussian2D()
+
+    def chunks() -> Iterator[np.ndarray]:
+        for first in range(0, frames, 500):
+            rows = truth[(frame >= first) & (frame < first + 500)]
+            column, line = (np.rint(rows[name]).astype(int) for name in "xy")
+            each = {"photons": 2000.0, "background": 0.0, "sigma": 1.3}
+            each = {name: np.full(len(rows), value) for name, value in each.items()}
+            at = {"x": rows["x"] - column + around, "y": rows["y"] - line + around}
+            images = model.render({**at, **each}, (2 * around + 1,) * 2)
+            expected = np.full((min(500, frames - first), *(side + 2 * around,) * 2), 10.0)
+            for k, image in enumerate(images):
+                part = slice(line[k], line[k] + 2 * around + 1), slice(column[k], column[k] + 2 * around + 1)
+                expected[(rows["frame"][k] - first, *part)] += image
+            yield CAMERA.expose(expected[:, around:-around, around:-around], rng)
+
+    path = folder / f"movie{frames}_{per_frame}.tif"
+    data.write_tiff(path, chunks(), (frames, side, side), np.uint16, CAMERA)
+    return path, truth

@@ -1,7 +1,7 @@
 """Losses: ns per pixel at 10^7 pixels, the shifted form beside the floor that memory sets and beside the exact sum.
 
-The floor of a loss is its traffic, three arrays read and two written, at the bandwidth of a threaded copy in the same run.
-Shifted, float32: 20 bytes a pixel.  Exact: about 30 terms a pixel at a read noise of 1.5 electrons.
+The floor of a loss is its traffic, three arrays read and two written, at the bandwidth of a threaded copy in the same
+run. Shifted, float32: 20 bytes a pixel.  Exact: about 30 terms a pixel at a read noise of 1.5 electrons.
 """
 
 from __future__ import annotations

@@ -47,14 +47,14 @@ def learn(images, draw, start, z=None):
 
 
 z = rng.uniform(-0.5, 0.5, count)
-astigmatic = psf.AstigmaticGaussian(sigma0=1.3, gamma=0.2, depth=0.4, z_range=(-0.8, 0.8))
+astigmatic = psf.AstigmaticGaussian(sigma0=1.3, gamma=0.15, depth=0.5, z_range=(-0.8, 0.8))
 stage = z + rng.normal(0, 0.02, count)
 report, pictures = {}, {}
 for dimensions, clean in ((2, oblique()), (3, astigmatic.render({**place, "z": z, **light}, shape))):
     for noisy in (False, True):
         images = rng.poisson(clean) if noisy else clean
         if dimensions == 2:
-            draw = renderer.Spline((19, 19), shape)
+            draw = renderer.Spline((17, 17), shape)
             model, prediction, seconds = learn(images, draw, draw.init(rng))
         else:
             draw = renderer.Spline((13, 19, 19), shape, z_step=0.1)

@@ -15,7 +15,9 @@ __version__ = "0.1.0"
 __all__ = [
     "autograd",
     "backend",
+    "calibrate",
     "camera",
+    "config",
     "data",
     "deconvolution",
     "encoder",

@@ -105,7 +105,7 @@ def read_beads(
 
 def _camera(path: Any, source: Any, given: Mapping[str, float | None]) -> Camera:
     settings = {**source.camera, **{k: v for k, v in given.items() if v is not None}}
-    missing = [f"--{name}" for name in ("offset", "gain") if settings.get(name) is None]
+    missing = [name for name in ("offset", "gain") if settings.get(name) is None]
     if missing:
         raise data.DataError(
             f"{path}: its metadata does not tell the camera's {' and '.join(missing)}; pass --offset (counts) and "

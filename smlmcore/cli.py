@@ -9,7 +9,9 @@ import argparse
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = options.pop("run")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGINT, _interrupt)
+    before, sys.unraisablehook = sys.unraisablehook, _redeliver
     try:
         run(**options)
     except KeyboardInterrupt:
@@ -46,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{name}{error.strerror or error}", 2)
     except (ValueError, TypeError, RuntimeError) as error:
         return _fail(str(error), 2)
+    finally:
+        if not _stopping.is_set():
+            sys.unraisablehook = before
     return 0
 
 
@@ -64,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     _calibrate_parser(commands)
     _localize_parser(commands)
     _view_parser(commands)
+    _config_parser(commands)
     return top
 
 
@@ -77,6 +85,7 @@ def _simulate_parser(commands: Any) -> None:
     _number(p, "--frames", int, "number of frames", 1000)
     _number(p, "--shape", int, "size of a frame, pixels", (128, 128), metavar=("H", "W"))
     _number(p, "--spots-per-frame", int, "molecules in each frame (default: 30 per 128 x 128 pixels)")
+    p.add_argument("--config", type=Path, metavar="FILE.yaml", help="structures, blinking, drift; for all below")
     p.add_argument("--structure", choices=("filaments", "uniform"), default="uniform", help="where the molecules are")
     _number(p, "--photons", float, "median photons of a molecule", 2000.0)
     _number(p, "--background", float, "photons per pixel", (5.0, 15.0), metavar=("LOW", "HIGH"))
@@ -151,8 +160,8 @@ def _localize_parser(commands: Any) -> None:
     p = commands.add_parser(
         "localize",
         help="from movies to a table, an image and a report",
-        description="Find and fit all molecules of a movie (or of several, one after another), correct the drift, link, "
-        "render, and score where NAME.truth.hdf5 lies beside the movie.  A run that was interrupted goes on when "
+        description="Find and fit all molecules of a movie (or of several, one after another), correct the drift, "
+        "link, render, and score where NAME.truth.hdf5 lies beside the movie.  A run that was interrupted goes on when "
         "it is started again.  Camera settings come from the movie's metadata where they are not given here.",
     )
     p.add_argument("movies", type=Path, nargs="*", metavar="MOVIE", help="TIFF or Picasso .raw")
@@ -184,6 +193,18 @@ def _view_parser(commands: Any) -> None:
     p.set_defaults(run=_view)
 
 
+def _config_parser(commands: Any) -> None:
+    p = commands.add_parser(
+        "config",
+        help="show or set the user's settings",
+        description="Show all settings, set one (which writes the file), or say where the file is.",
+    )
+    p.add_argument("action", choices=("show", "set", "path"), help="what to do")
+    p.add_argument("setting", nargs="?", metavar="SECTION.KEY", help="with set: such as LOG_PATH.run")
+    p.add_argument("value", nargs="?", help="with set: its new value")
+    p.set_defaults(run=_config)
+
+
 def _number(p: argparse.ArgumentParser, name: str, kind: type, text: str, default: Any = None, **options: Any) -> None:
     """A numerical option; a tuple as default makes it take as many values."""
     if isinstance(default, tuple):
@@ -210,6 +231,7 @@ def _output_arguments(p: argparse.ArgumentParser) -> None:
 
 def _simulate(
     out: Path,
+    config: Path | None,
     frames: int,
     shape: Sequence[int],
     spots_per_frame: int | None,
@@ -225,8 +247,6 @@ def _simulate(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    from tqdm import tqdm
-
     from . import data, simulate
     from .camera import Camera
 
@@ -235,6 +255,8 @@ def _simulate(
     h, w = shape
     truth_path = out.with_suffix(".truth.hdf5")
     data.refuse_existing(out, truth_path, truth_path.with_suffix(".yaml"), overwrite=overwrite)
+    if config is not None:
+        return _simulate_config(out, config, truth_path, quiet)
     camera = Camera(offset, gain, read_noise, pixel_size)
     if seed < 0:
         raise ValueError(f"got --seed {seed}; expected 0 or more")
@@ -250,18 +272,38 @@ def _simulate(
         camera=camera,
         sites=simulate.filaments(rng, (h, w)) if structure == "filaments" else None,
     )
-
-    def shown() -> Iterator[np.ndarray]:
-        # disable=None: no bar where stderr is not a terminal
-        with tqdm(total=frames, unit="frame", disable=True if quiet else None, leave=False) as bar:
-            for chunk in chunks:
-                yield chunk
-                bar.update(len(chunk))
-
-    data.write_tiff(out, shown(), (frames, h, w), np.uint16, camera)
+    data.write_tiff(out, _shown(chunks, frames, quiet), (frames, h, w), np.uint16, camera)
     data.write_picasso(truth_path, truth, (frames, h, w), pixel_size, {"Movie": out.name, "Seed": seed})
     if not quiet:
         _show({"movie": out, "truth": truth_path, "frames": f"{frames} of {h} x {w}", "spots": len(truth)})
+
+
+def _simulate_config(out: Path, config: Path, truth_path: Path, quiet: bool) -> None:
+    from . import data, simulate
+
+    if not config.is_file():
+        raise data.DataError(f"{config}: no such file; check the name and the folder")
+    movie, rng = simulate.from_config(data.read_yaml(config))
+    shape = (movie.frames, *movie.shape)
+    data.write_tiff(out, _shown(movie.chunks(rng), movie.frames, quiet), shape, np.uint16, movie.camera)
+    data.write_picasso(truth_path, movie.truth, shape, movie.camera.pixel_size, {"Movie": out.name})
+    if not quiet:
+        size = f"{shape[0]} of {shape[1]} x {shape[2]}"
+        _show({"movie": out, "truth": truth_path, "frames": size, "emitters": len(movie.truth)})
+
+
+def _shown(chunks: Iterator[np.ndarray], frames: int, quiet: bool) -> Iterator[np.ndarray]:
+    """The same chunks, with a bar of progress where stderr is a terminal; the first is drawn before a file is begun."""
+    return _with_bar(next(chunks), chunks, frames, quiet)
+
+
+def _with_bar(first: np.ndarray, chunks: Iterator[np.ndarray], frames: int, quiet: bool) -> Iterator[np.ndarray]:
+    from tqdm import tqdm
+
+    with tqdm(total=frames, unit="frame", disable=True if quiet else None, leave=False) as bar:
+        for chunk in chain([first], chunks):
+            yield chunk
+            bar.update(len(chunk))
 
 
 def _info(movie: Path) -> None:
@@ -349,7 +391,8 @@ def _localize(movies: list[Path], out: Path | None, settings: Path | None, quiet
 
 def _localized(report: dict[str, Any], out: Path) -> Iterator[str]:
     """The report's numbers for a reader, and where the files lie."""
-    yield f"{report['localizations']} localizations in {report['movie']['frames']} frames, {report['crowded']} in a crowd"
+    frames = report["movie"]["frames"]
+    yield f"{report['localizations']} localizations in {frames} frames, {report['crowded']} in a crowd"
     yield "status: " + ", ".join(f"{k.replace('_', ' ')} {n}" for k, n in report["status"].items() if n)
     if "drift" in report:
         d = report["drift"]
@@ -379,11 +422,28 @@ def _view(folder: Path) -> None:
         sys.stdout.write(f"no web browser found; open {page.resolve()}\n")
 
 
-def _show(rows: dict[str, Any]) -> None:
-    """Write `rows` to stdout as two columns."""
+def _config(action: str, setting: str | None, value: str | None) -> None:
+    from . import config
+
+    if action == "path":
+        sys.stdout.write(f"{config.path()}\n")
+    elif action == "show":
+        _show({f"{s}.{k}": v or "-" for s, values in config.load().items() for k, v in values.items()}, literal=True)
+    else:
+        section, _, key = (setting or "").partition(".")
+        if not (section and key and value is not None):
+            raise ValueError("config set expects SECTION.KEY and a value, such as: config set LOG_PATH.run /data/runs")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            config.put(section, key, value)
+        sys.stderr.writelines(f"smlmcore: warning: {w.message}\n" for w in caught)
+
+
+def _show(rows: dict[str, Any], literal: bool = False) -> None:
+    """Write `rows` to stdout as two columns, the names as words unless `literal`."""
     width = max(map(len, rows), default=0)
     for name, value in rows.items():
-        sys.stdout.write(f"{name.replace('_', ' '):{width}}  {value}\n")
+        sys.stdout.write(f"{name if literal else name.replace('_', ' '):{width}}  {value}\n")
 
 
 def _summary(report: dict[str, Any], out: Path) -> Iterator[str]:
@@ -407,9 +467,30 @@ def _summary(report: dict[str, Any], out: Path) -> Iterator[str]:
     yield f"files in {out}: " + ", ".join(sorted(p.name for p in out.iterdir()))
 
 
+_stopping = threading.Event()  # a signal has come
+
+
+def _interrupt(*_: object) -> NoReturn:
+    _stopping.set()
+    raise KeyboardInterrupt
+
+
 def _terminate(*_: object) -> NoReturn:
     """Leave as on Ctrl-C when a scheduler ends the job, so that temporary files are removed."""
+    _stopping.set()
     raise SystemExit(128 + signal.SIGTERM)
+
+
+def _redeliver(lost: Any) -> None:
+    """Send a signal again whose exception was lost, as it is when it comes while C code, LLVM say, calls Python.
+
+    Objects that it left half made complain when they are deleted: once a signal has come, nobody needs to know.
+    """
+    if issubclass(lost.exc_type, KeyboardInterrupt | SystemExit):
+        number = signal.SIGINT if issubclass(lost.exc_type, KeyboardInterrupt) else signal.SIGTERM
+        threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, number)).start()
+    elif not _stopping.is_set():
+        sys.__unraisablehook__(lost)
 
 
 def _fail(message: str, status: int) -> int:

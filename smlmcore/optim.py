@@ -382,12 +382,12 @@ def one_cycle(rate: float, steps: int, rise: float = 0.3, start: float = 25.0, e
 
     Smith & Topin 2019.
 
-    >>> [round(one_cycle(1.0, 11, rise=0.5)(i), 3) for i in (0, 5, 10)]
+    >>> [round(one_cycle(1.0, 12, rise=0.5)(i), 3) for i in (0, 5, 11)]
     [0.04, 1.0, 0.0]
     """
-    if steps < 2 or not 0 < rise < 1:
-        raise ValueError(f"one_cycle got steps={steps}, rise={rise}; expected steps >= 2 and 0 < rise < 1")
-    top, last, low, lowest = rise * (steps - 1), steps - 1, rate / start, rate / start / end
+    if not 1 < rise * steps < steps:
+        raise ValueError(f"one_cycle got steps={steps}, rise={rise}; expected 1 < rise * steps < steps")
+    top, last, low, lowest = rise * steps - 1, steps - 1, rate / start, rate / start / end
 
     def between(a: float, b: float, share: float) -> float:
         return b + (a - b) * 0.5 * (1 + cos(pi * share))

@@ -235,3 +235,23 @@ def _slices(figure: Any, report: Any, bead: int, shown: np.ndarray) -> None:
         axis.spines[:].set_visible(False)
     for axis, label in zip(axes[:, 0], ("√data", "√model", "residual / σ"), strict=True):
         axis.set_ylabel(label, color=INK)
+
+
+def dataset(images: Any, count: int = 8) -> Figure:
+    """The first `count` images of a `data.ImageSet` with their targets; volumes by their middle plane."""
+    rows = [images.images] if images.targets is None else [images.images, images.targets]
+    n = min(count, len(images))
+    figure = Figure(figsize=(1.7 * max(n, 1), 1.9 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), max(n, 1), squeeze=False)
+    for line, stack in zip(axes, rows, strict=True):
+        for k, axis in enumerate(line[:n]):
+            picture = stack[k] if stack.ndim == 3 else stack[k][len(stack[k]) // 2]
+            axis.imshow(picture, cmap="viridis")
+            if stack.ndim == 3 and {"x", "y"} <= set(images.labels):
+                axis.plot(images.labels["x"][k], images.labels["y"][k], "+", color=SECOND, ms=9)
+            axis.set_title(str(k), color=INK, fontsize=9)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    for axis, text in zip(axes[:, 0], ("images", "targets"), strict=False):
+        axis.set_ylabel(text, color=INK)
+    return figure

@@ -15,7 +15,7 @@ CAMERA = ["--offset", "100", "--gain", "0.5"]
 
 @pytest.fixture(scope="module")
 def stack():
-    """21 slices 80 nm apart of 9 beads, one near the border, two too near to one another; and the places of the rest."""
+    """21 slices 80 nm apart of 9 beads, one near the border, two near to one another; the places of the rest."""
     rng = np.random.default_rng(0)
     z = (np.arange(21) - 10) * 0.08
     image = np.full((21, 90, 80), 5.0)

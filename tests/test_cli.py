@@ -215,6 +215,22 @@ def test_signals_leave_nothing(tmp_path, number, status):
     assert names(tmp_path) == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_comes_while_c_code_calls_python_is_not_lost(number, status):
+    code = f"""if True:
+        import ctypes, signal, sys, time
+        from smlmcore import cli
+        def work(**options):
+            ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal({int(number)}))()  # drops what the call raises
+            time.sleep(60)
+        cli._simulate = work
+        sys.exit(cli.main(["simulate", "m.tif"]))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE, timeout=30)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_version_and_module():
     done = subprocess.run([*COMMAND, "--version"], capture_output=True, text=True, check=True, cwd=HERE)
     assert done.stdout == f"smlmcore {smlmcore.__version__}\n"

@@ -114,6 +114,15 @@ def test_write_then_read(tmp_path, dtype, shape):
     assert names(tmp_path) == ["m.tif"]
 
 
+def test_the_numbers_of_any_camera_come_back(tmp_path, movie):
+    emccd = Camera(200, 12.0, 50.0, 0.1, qe=0.9, em_gain=300.0, spurious_charge=0.02, saturation=16000, bits=14)
+    data.write_tiff(tmp_path / "m.tif", [movie], movie.shape, movie.dtype, emccd)
+    assert Camera(**data.open_movie(tmp_path / "m.tif").camera) == emccd
+    maps = Camera(np.full((9, 12), 100.0), 0.5)
+    data.write_tiff(tmp_path / "m.tif", [movie], movie.shape, movie.dtype, maps)
+    assert data.open_movie(tmp_path / "m.tif").camera == {"gain": 0.5, "read_noise": 0.0}
+
+
 def test_our_file_is_valid_ome(tmp_path, movie):
     data.write_tiff(tmp_path / "m.tif", [movie], movie.shape, movie.dtype, CAMERA)
     with tifffile.TiffFile(tmp_path / "m.tif") as tif:

@@ -7,8 +7,9 @@ the NumPy half shows that the calls themselves are right; `make gpu-check` runs 
 import numpy as np
 import pytest
 
-from smlmcore import backend, fit, layers, localize, loss, optim, psf, testing
-from smlmcore.autograd import Tensor, ops
+from smlmcore import backend, encoder, fit, layers, localize, loss, optim, psf, renderer, testing
+from smlmcore.autograd import Tensor, ops, plain
+from smlmcore.deconvolution import deconvolve
 from smlmcore.training import Trainer
 
 SHAPE = (9, 11)
@@ -76,7 +77,37 @@ def solved(move):
     return ops.solve(move(rng.normal(size=(6, 3, 3)) + 3 * np.eye(3)), move(rng.normal(size=(6, 3))))
 
 
+def many_emitters(move):
+    rng = np.random.default_rng(5)
+    values = {k: Tensor(move(rng.uniform(0, 30, 50))) for k in ("x", "y", "photons")}
+    draw = renderer.Emitters(psf.Gaussian2D(sigma=1.2), (33, 40))
+    images = draw({}, {**values, "background": move(np.ones(2)), "image": rng.integers(0, 2, 50)})
+    images.sum().backward()
+    return ops.concatenate([plain(images).ravel(), values["x"].grad, values["photons"].grad])
+
+
+def blurred(move):
+    rng = np.random.default_rng(6)
+    image = Tensor(move(rng.uniform(size=(2, 20, 23))))
+    draw = renderer.Convolution(rng.uniform(size=(9, 8)), (20, 23), "periodic")
+    direct = renderer.convolve(image, move(rng.uniform(size=(3, 2))))
+    (draw({}, {"image": image}) * direct).sum().backward()
+    return image.grad
+
+
+def moved_and_looked_up(move):
+    rng = np.random.default_rng(7)
+    table = encoder.Table((6, 2))({"table": move(rng.uniform(size=(6, 2)))}, np.array([4, 0]))
+    return renderer.Template(rng.uniform(size=(8, 9)), (7, 8), learned=False)({}, {"x": table[:, 0], "y": table[:, 1]})
+
+
+def deconvolved(move):
+    rng = np.random.default_rng(8)
+    return deconvolve(move(rng.uniform(1, 2, (12, 13))), move(rng.uniform(size=(4, 5))), 12, refine=4).object
+
+
 CALLS = [render, render_gradient, crlb, refined, convolution, one_adam_step, fourier, solved]
+CALLS += [many_emitters, blurred, moved_and_looked_up, deconvolved]
 
 
 @pytest.mark.parametrize("side", ["numpy", "cupy"])

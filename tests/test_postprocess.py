@@ -245,7 +245,8 @@ def test_render_by_own_uncertainty_against_the_sum_of_gaussians():
     for row in table:
         if -0.5 <= row["x"] < w - 0.5 and -0.5 <= row["y"] < h - 0.5:
             gx, gy = (
-                np.exp(-0.5 * (((np.arange(n * zoom) + 0.5) / zoom - 0.5 - c) / s) ** 2) / (np.sqrt(2 * np.pi) * s * zoom)
+                np.exp(-0.5 * (((np.arange(n * zoom) + 0.5) / zoom - 0.5 - c) / s) ** 2)
+                / (np.sqrt(2 * np.pi) * s * zoom)
                 for n, c, s in ((w, row["x"], row["lpx"]), (h, row["y"], row["lpy"]))
             )
             expected += np.outer(gy, gx)
@@ -316,7 +317,7 @@ def test_colours_and_files(tmp_path):
     shown, plain = imread(tmp_path / "a.png"), imread(tmp_path / "plain.png")
     bar = (shown != plain).any(-1)
     assert bar.any(0).sum() == scale_bar(20.0) / 0.025 == 200  # pixels of 25 nm, 20 µm wide
-    with pytest.raises(ValueError, match="png or .tif"):
+    with pytest.raises(ValueError, match=r"png or \.tif"):
         localize.save_image(tmp_path / "a.jpg", density)
     assert localize.composite([density, density, density]).shape == (*density.shape, 3)
     with pytest.raises(ValueError, match="4 images and 3 colours"):

@@ -39,7 +39,9 @@ def molecules(rng, frames, per_frame, shape, **columns):
 def draw(rng, truth, frames, shape):
     """Counts of `CAMERA` for the molecules `truth`."""
     most = int(np.bincount(truth["frame"], minlength=frames).max(initial=0))
-    values = {n: np.zeros((frames, max(most, 1))) for n in ("x", "y", "photons")} | {"sigma": np.ones((frames, max(most, 1)))}
+    values = {n: np.zeros((frames, max(most, 1))) for n in ("x", "y", "photons")} | {
+        "sigma": np.ones((frames, max(most, 1)))
+    }
     place = np.arange(len(truth)) - np.searchsorted(truth["frame"], truth["frame"])
     for name, column in {"x": "x", "y": "y", "photons": "photons", "sigma": "sigma_x"}.items():
         values[name][truth["frame"], place] = truth[column]
@@ -223,8 +225,6 @@ def small_chunks(monkeypatch):
 def test_chunks_are_taken_up_again(tmp_path, small_chunks, monkeypatch):
     movie = write_movie(tmp_path)
     run(movie, tmp_path / "whole", quiet=True)
-    from smlmcore.localize import run as _  # the function; its module:
-
     module = sys.modules["smlmcore.localize.run"]
     done, original = [], module.do
 

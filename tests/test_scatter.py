@@ -128,5 +128,7 @@ def test_wrong_shapes():
     values = {"x": [1.0, 2.0], "y": [1.0, 2.0, 3.0], "photons": 1.0, "background": [0.0, 0.0]}
     with pytest.raises(ValueError, match=r"\(emitters,\) for x, y, photons"):
         psf.Gaussian2D(sigma=1.0).render(values, (5, 5), image=[0, 1])
+    with pytest.raises(TypeError, match="render takes no image"):
+        renderer.Emitters(psf.Spline(np.ones((4, 4, 4)), 0.1), (5, 5))
     with pytest.raises(ValueError, match="the index of each emitter's image"):
         renderer.Emitters(psf.Gaussian2D(sigma=1.0), (5, 5))({}, values)

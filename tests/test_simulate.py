@@ -73,7 +73,7 @@ def test_seed_decides_all():
 
 
 def test_chunks_are_small_and_truth_needs_none_of_them(monkeypatch):
-    monkeypatch.setattr(simulate, "CHUNK_BYTES", 8 * 20 * 30 * 4)
+    monkeypatch.setattr(simulate.isolated, "CHUNK_BYTES", 8 * 20 * 30 * 4)
     truth, chunks = simulate.blinking_movie(np.random.default_rng(0), (20, 30), 10, spots_per_frame=1)
     assert len(truth) == 10
     assert [len(c) for c in chunks] == [4, 4, 2]

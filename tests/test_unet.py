@@ -35,7 +35,7 @@ def test_any_size_and_batch(size, n):
 def test_gradient_with_cropping_and_norms():
     for settings in ({"norm": "batch"}, {"norm": "layer", "skip": "add"}, {"skip": "none", "activation": "silu"}):
         net = UNet(2, depth=1, width=2, **settings)
-        p = {k: v + 0.1 for k, v in net.init(rng(), np.float64).items()}
+        p = {k: v + 0.1 for k, v in net.init(rng(1), np.float64).items()}
         images = rng(1).poisson(10.0, (2, 3, 5)).astype(float)
         learned = [k for k in p if not k.endswith(("mean", "variance"))]
 

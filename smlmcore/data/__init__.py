@@ -1,25 +1,37 @@
-"""Movies and tables in and out of files.
+"""Movies and tables in and out of files, and data sets to learn from.
 
-`open_movie` reads TIFF (OME, ImageJ, BigTIFF) and Picasso `.raw` movies in chunks, `write_tiff` writes them;
-`read_picasso`/`write_picasso` and `read_thunderstorm`/`write_thunderstorm` carry tables of localizations.
+`open_movie` reads movies of many kinds in chunks (see docs/files.md), `write_tiff` writes them.  `Localizations` is a
+table with what belongs to it; its `load` and `save` know Picasso, ThunderSTORM, the SMLM challenge, SMAP and
+storm-analysis, whose readers and writers are here by name as well.  `sets` holds `ImageSet`, its sources and more.
 """
 
+from .exchange import read_challenge, read_smap, read_storm_analysis, write_challenge, write_smap, write_storm_analysis
 from .files import DataError, atomic, atomic_folder, refuse_existing
+from .localizations import Localizations
 from .movie import Movie, open_movie, read_yaml, write_tiff
+from .sets import ImageSet
 from .tables import read_picasso, read_thunderstorm, table, write_picasso, write_thunderstorm
 
 __all__ = [
     "DataError",
+    "ImageSet",
+    "Localizations",
     "Movie",
     "atomic",
     "atomic_folder",
     "open_movie",
+    "read_challenge",
     "read_picasso",
+    "read_smap",
+    "read_storm_analysis",
     "read_thunderstorm",
     "read_yaml",
     "refuse_existing",
     "table",
+    "write_challenge",
     "write_picasso",
+    "write_smap",
+    "write_storm_analysis",
     "write_thunderstorm",
     "write_tiff",
 ]

@@ -19,7 +19,9 @@ import yaml
 from ..camera import Camera
 from .files import DataError, atomic
 
-SETTINGS = ("offset", "gain", "read_noise", "pixel_size")  # of camera.Camera, and the keys of Movie.camera
+# of camera.Camera, and the keys of Movie.camera
+SETTINGS = ("offset", "gain", "read_noise", "pixel_size", "qe", "em_gain", "spurious_charge", "saturation", "bits")
+USUAL = {"qe": 1.0, "spurious_charge": 0.0}
 NAMESPACE = "smlmcore/camera"  # marks our annotation in OME-XML
 # A chain of pages that leads out of the file, and a description (tag 270: axes and camera) beyond its end.
 BROKEN_SIGNS = ("TiffPages @", "TiffTag 270 @")
@@ -34,7 +36,7 @@ class Movie:
     """A movie (frame, y, x) in a file, read piece by piece.  Made by `open_movie`; also a context manager.
 
     `path`; `shape` (frames, height, width); `dtype` of the counts; `camera`, the settings found in the file's metadata
-    (a dict with some of the keys offset, gain, read_noise, pixel_size, see `camera.Camera`); `warnings`, a tuple of
+    (a dict with some of the settings of `camera.Camera`); `warnings`, a tuple of
     sentences about what is odd in the file.
     """
 
@@ -63,10 +65,10 @@ class Movie:
         stop = self.shape[0] if stop is None else stop
         if not 0 <= start <= stop <= self.shape[0]:
             raise ValueError(f"{self.path}: got frames {start} to {stop}; expected a range within 0 to {self.shape[0]}")
-        out = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        if start < stop:
-            out[...] = self._read(start, stop)
-        return out
+        if start == stop:
+            return np.empty((0, *self.shape[1:]), self.dtype)
+        frames = self._read(start, stop)
+        return np.ascontiguousarray(frames.astype(self.dtype, copy=not frames.flags.writeable))  # a map is not
 
     def chunks(self, size: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (number of the first frame, frames) over the whole movie, `size` frames at a time (default: 32 MB)."""
@@ -90,17 +92,24 @@ class Movie:
 
 
 def open_movie(path: str | os.PathLike) -> Movie:
-    """Open a TIFF (plain, BigTIFF, OME, ImageJ) or a Picasso `.raw` movie with its `.yaml`; nothing is loaded yet.
+    """Open a movie; nothing is loaded yet: frames are read, or mapped, when they are asked for.
+
+    TIFF (plain, BigTIFF, OME, ImageJ, Micro-Manager), Picasso `.raw` with its `.yaml`, `.npy`, `.npz`, a zip of images,
+    HDF5, Zarr, NDTiff folders, and `.dax` with its `.inf` (see docs/files.md).
 
     A single image is a movie of one frame.  A third axis of a TIFF counts as frames whatever it is called, unless it
     is a colour or a channel.  Raises `DataError`, in one line with the remedy, for a file that is missing, empty,
     truncated, of another format, of complex or colour pixels, or of more than three axes.
     """
+    from .formats import opener
+
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: no such file; check the name and the folder")
+    if opens := opener(path):
+        return opens(path)
     if path.is_dir():
-        raise DataError(f"{path}: is a folder; give one TIFF or Picasso .raw file")
+        raise DataError(f"{path}: is a folder, neither NDTiff nor Zarr; give one TIFF or Picasso .raw file")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty; copy or export it again")
     if path.suffix.lower() == ".raw":
@@ -121,8 +130,9 @@ def write_tiff(
 ) -> None:
     """Write a movie of `shape` (frames, height, width) as OME-TIFF (BigTIFF from 4 GB) from an iterable of chunks.
 
-    Every chunk is (frames, height, width) of `dtype`.  The pixel size goes to PhysicalSizeX and PhysicalSizeY, all of
-    `camera` to a MapAnnotation, from where `open_movie` reads it.  The file appears only when it is complete.
+    Every chunk is (frames, height, width) of `dtype`.  The pixel size goes to PhysicalSizeX and PhysicalSizeY, the
+    numbers of `camera` (not its maps) to a MapAnnotation, from where `open_movie` reads it.  The file appears
+    only when it is complete.
     Raises `ValueError` if the chunks do not add up to `shape`, `OSError` if the disk is full.
 
     >>> import tempfile
@@ -138,7 +148,7 @@ def write_tiff(
         raise ValueError(f"write_tiff got dtype {dtype}; expected an integer or a float type")
     metadata: dict[str, Any] = {"axes": "TYX"}
     if camera is not None:
-        settings = {name: repr(value) for name, value in asdict(camera).items() if value is not None}
+        settings = {name: repr(value) for name, value in asdict(camera).items() if _worth_writing(name, value)}
         metadata["MapAnnotation"] = {"Namespace": NAMESPACE, "Value": settings}
         if camera.pixel_size is not None:
             metadata |= {f"PhysicalSize{a}{k}": v for a in "XY" for k, v in (("", camera.pixel_size), ("Unit", "µm"))}
@@ -216,8 +226,7 @@ def _open_tiff(path: Path) -> Movie:
         several = f"{path}: holds {len(series)} series of images; only the first is read"
         warnings = (several,) if len(series) > 1 else ()
         if offset is not None:
-            data = np.memmap(path, dtype, "r", offset, shape)
-            return Movie(path, shape, dtype, lambda start, stop: data[start:stop], camera, warnings)
+            return Movie(path, shape, dtype, contiguous(path, dtype, offset, shape), camera, warnings)
         stack.pop_all()  # pages are decoded one by one from the open file
 
     def read(start: int, stop: int) -> np.ndarray:
@@ -234,6 +243,22 @@ def _open_tiff(path: Path) -> Movie:
             ) from error
 
     return Movie(path, shape, dtype, read, camera, warnings, tif.close)
+
+
+def contiguous(
+    path: Path, dtype: np.dtype, offset: int, shape: tuple[int, int, int]
+) -> Callable[[int, int], np.ndarray]:
+    """Read frames that lie one after the other in a file; what was read takes no memory, as that of a map would."""
+    pixels = shape[1] * shape[2]
+
+    def read(start: int, stop: int) -> np.ndarray:
+        at, count = offset + start * pixels * dtype.itemsize, (stop - start) * pixels
+        frames = np.fromfile(path, dtype, count, offset=at)
+        if frames.size != count:
+            raise DataError(f"{path}: ends within frames {start} to {stop - 1}; copy or export it again")
+        return frames.reshape(stop - start, *shape[1:])
+
+    return read
 
 
 def _movie_shape(path: Path, sizes: tuple[int, ...], axes: str) -> tuple[int, int, int]:
@@ -302,8 +327,7 @@ def _open_raw(path: Path) -> Movie:
         warnings = (f"{path}: holds {held:g} frames where {sidecar.name} says {frames}; {min(frames, int(held))} used",)
         frames = min(frames, size // frame)
     shape = (frames, height, width)
-    data = np.memmap(path, dtype, "r", shape=shape)
-    return Movie(path, shape, dtype, lambda start, stop: data[start:stop], _picasso_camera(info), warnings)
+    return Movie(path, shape, dtype, contiguous(path, dtype, 0, shape), _picasso_camera(info), warnings)
 
 
 def _picasso_camera(info: dict[str, Any]) -> dict[str, float]:
@@ -320,8 +344,13 @@ def _picasso_camera(info: dict[str, Any]) -> dict[str, float]:
 def _settings(found: dict[str, Any]) -> dict[str, float]:
     """Only the settings that `Camera` knows, as numbers that it accepts."""
     numbers = {name: _number(found.get(name)) for name in SETTINGS}
-    least = {"offset": -np.inf, "read_noise": 0.0}
+    least = {"offset": -np.inf, "read_noise": 0.0, "spurious_charge": 0.0}
     return {k: v for k, v in numbers.items() if v is not None and (v >= least[k] if k in least else v > 0)}
+
+
+def _worth_writing(name: str, value: Any) -> bool:
+    """Whether a setting goes into a file: maps have a file of their own, see `Camera.save`."""
+    return value is not None and not isinstance(value, np.ndarray) and value != USUAL.get(name)
 
 
 def _number(value: Any) -> float | None:

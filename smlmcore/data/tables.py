@@ -77,7 +77,7 @@ def write_picasso(
     ...     read_picasso(f"{folder}/a.hdf5")[1]["Pixelsize"]
     100.0
     """
-    path, names = Path(path), _fields("write_picasso", rows)
+    path, names = Path(path), check_fields("write_picasso", rows)
     columns = {n: rows[n] for n in names} | {n: np.zeros(len(rows)) for n in ("lpx", "lpy") if n not in names}
     stored = table(
         **{
@@ -132,7 +132,7 @@ def write_thunderstorm(path: str | os.PathLike, rows: np.ndarray, pixel_size: fl
     "id","frame","x [nm]","y [nm]"
     1,1,50.00000,150.00000
     """
-    names, nm = _fields("write_thunderstorm", rows), _nanometres("write_thunderstorm", pixel_size)
+    names, nm = check_fields("write_thunderstorm", rows), nanometres("write_thunderstorm", pixel_size)
     columns: dict[str, np.ndarray] = {"id": np.arange(1, len(rows) + 1), "frame": rows["frame"].astype(np.int64) + 1}
     columns |= {f"{n} [nm]": (rows[n].astype(float) + 0.5) * nm for n in ("x", "y")}
     if "z" in names:
@@ -162,7 +162,7 @@ def read_thunderstorm(path: str | os.PathLike, pixel_size: float) -> np.ndarray:
 
     Columns unknown to us are left out.  Raises `DataError` for a file that is missing or no such table.
     """
-    path, nm = Path(path), _nanometres("read_thunderstorm", pixel_size)
+    path, nm = Path(path), nanometres("read_thunderstorm", pixel_size)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):
@@ -196,7 +196,8 @@ def read_thunderstorm(path: str | os.PathLike, pixel_size: float) -> np.ndarray:
     return table(**columns)
 
 
-def _fields(caller: str, rows: np.ndarray) -> tuple[str, ...]:
+def check_fields(caller: str, rows: np.ndarray) -> tuple[str, ...]:
+    """The column names of `rows`, or a `ValueError` of the function `caller`."""
     names = getattr(getattr(rows, "dtype", None), "names", None) or ()
     if not {"frame", "x", "y"} <= set(names) or rows.ndim != 1:
         got = f"fields {names}" if names else type(rows).__name__
@@ -204,7 +205,8 @@ def _fields(caller: str, rows: np.ndarray) -> tuple[str, ...]:
     return names
 
 
-def _nanometres(caller: str, pixel_size: float) -> float:
+def nanometres(caller: str, pixel_size: float) -> float:
+    """A pixel size in µm as nm, or a `ValueError` of the function `caller`."""
     if not (np.isscalar(pixel_size) and np.isfinite(pixel_size) and pixel_size > 0):
         raise ValueError(f"{caller} got pixel_size = {pixel_size!r}; expected the size of a pixel in µm, above 0")
     return 1000.0 * pixel_size

@@ -27,6 +27,7 @@ def tiled(
     that the prepared input of such a tile, border included, reaches; or a function of prepared tiles (k, y, x,
     inputs) -> bool (k,), True to leave out.  `batch`: tiles at a time.
 
+    >>> import numpy as np
     >>> from smlmcore.encoder import UNet
     >>> net = UNet(2, depth=1, width=8)
     >>> p, images = net.init(np.random.default_rng(0)), np.random.default_rng(1).poisson(5.0, (1, 40, 50))

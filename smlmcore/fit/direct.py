@@ -46,7 +46,7 @@ def mle(
     emitters: int | tuple[int, int] | str = 1,
     threads: int | None = None,
     progress: Progress = None,
-    tolerance: float = 0.01,
+    tolerance: float = 0.007,
 ) -> Result:
     """Maximum-likelihood parameters of each image, at the Cramér–Rao bound, with their standard errors.
 
@@ -90,7 +90,7 @@ def lsq(
     max_iterations: int = 20,
     threads: int | None = None,
     progress: Progress = None,
-    tolerance: float = 0.01,
+    tolerance: float = 0.007,
 ) -> Result:
     """Least-squares parameters of each image: sum of weight (data - mu)^2, without weights all pixels alike.
 
@@ -117,7 +117,8 @@ def _run(problem: Problem, threads: int | None, progress: Progress) -> Result:
     body = _body(problem)
     later = body.measure is not None and problem.initial is None
     out = problem.outputs(len(problem.spots), measured=not later)
-    with _threads(threads), _progress(progress, len(problem.spots)) as advance:
+    new = body.is_compiled is not None and not body.is_compiled(problem)
+    with _threads(threads), _progress(progress, len(problem.spots), COMPILING if new else FITTING) as advance:
         for chunk in problem.chunks(body.raw):
             part = _rows_of(out, chunk.rows)
             _fit_chunk(problem, chunk, part)
@@ -143,13 +144,15 @@ class Body(NamedTuple):
 
     `suits(problem)`: whether it can; `fit(problem, chunk, out)`: fit and write parameters, errors, status, iterations,
     log_likelihood, chi2; `measure(problem, chunk, parameters, log_likelihood, chi2)`: write the last two later, in
-    place of `fit`.  `raw`: takes chunks that are not converted to the problem's dtype.
+    place of `fit`.  `raw`: takes chunks that are not converted to the problem's dtype.  `is_compiled(problem)`: false
+    where the first call will take seconds, which the progress bar then says.
     """
 
     suits: Callable[[Problem], bool]
     fit: Callable[[Problem, Chunk, tuple[Any, ...]], None]
     measure: Callable[[Problem, Chunk, Any, Any, Any], None] | None = None
     raw: bool = False
+    is_compiled: Callable[[Problem], bool] | None = None
 
 
 def _body(problem: Problem) -> Body:
@@ -272,7 +275,7 @@ def _gpu(problem: Problem) -> bool:
 
 
 BODIES = (
-    Body(lambda p: not _gpu(p) and _gaussian(p), _in_lanes, _measure_in_lanes, raw=True),
+    Body(lambda p: not _gpu(p) and _gaussian(p), _in_lanes, _measure_in_lanes, raw=True, is_compiled=lanes.is_compiled),
     Body(lambda p: not _gpu(p) and _spline(p), _in_rows),
     Body(lambda p: not _gpu(p), _one_by_one),
     Body(lambda p: not p.least_squares and cuda.device_kernel(p.psf) is not None, _on_gpu),
@@ -319,15 +322,23 @@ def _threads(count: int | None) -> Iterator[None]:
         numba.set_num_threads(before)
 
 
+FITTING, COMPILING = "fitting", "compiling, once for this size of images (5 to 8 s)"
+
+
 @contextmanager
-def _progress(progress: Progress, total: int) -> Iterator[Callable[[int], Any]]:
-    """What is to be called with the number of images done: the user's function, or that of a bar."""
+def _progress(progress: Progress, total: int, title: str = FITTING) -> Iterator[Callable[[int], Any]]:
+    """What is to be called with the number of images done: the user's function, or that of a bar with this title."""
     if callable(progress):
         yield progress
         return
     hidden = None if progress is None else not progress  # None: hidden where there is no terminal
-    with tqdm(total=total, desc="fitting", unit="spot", unit_scale=True, disable=hidden, leave=False) as bar:
-        yield bar.update
+    with tqdm(total=total, desc=title, unit="spot", unit_scale=True, disable=hidden, leave=False) as bar:
+
+        def advance(done: int) -> None:
+            bar.set_description(FITTING, refresh=False)
+            bar.update(done)
+
+        yield advance
 
 
 # ---------------------------------------------------------------- images to try it with

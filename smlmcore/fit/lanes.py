@@ -32,7 +32,7 @@ from scipy.special import erfcx, gammaln
 from ..psf.axis import horner, polynomial
 from . import template
 from .generic import _locked
-from .problem import negative
+from .problem import Problem, negative
 from .result import Status
 
 LANES = 32
@@ -250,6 +250,15 @@ def fit(
         work(*_images(spots, variance, rows, real), _locked(start, real), *numbers, *(a[rows] for a in out))
 
     _share(n, run)
+
+
+def is_compiled(problem: Problem) -> bool:
+    """Whether the machine code for this problem lies in memory or on disk; making it takes seconds."""
+    sigma, real = problem.psf.sigma, problem.dtype
+    held = [*problem.limits.fixed, *([True] if sigma is not None else [])]
+    free = tuple(j for j in range(5) if not held[j])
+    found = module(*problem.shape, real, free, problem.variance is not None, problem.least_squares)
+    return template.is_compiled(found, "work")
 
 
 def measure(

@@ -13,6 +13,7 @@ import numpy as np
 from .. import backend
 from ..autograd import no_grad
 from ..data import DataError, atomic
+from ..encoder import Feedback
 from ..layers.chain import part
 from ..loss import PoissonGaussian
 from .refine import refine
@@ -67,7 +68,8 @@ class FitModel:
         source = images
         if self.by_index:
             source = np.arange(len(images)) if index is None else index
-        features = self.encoder(part(p, "encoder"), source)
+        seen = [self.renderer.state(part(p, "renderer"))] if isinstance(self.encoder, Feedback) else []
+        features = self.encoder(part(p, "encoder"), source, *seen)
         values = self.mapper(part(p, "mapper"), features, images, variance, draw)
         return values, draw(values)
 

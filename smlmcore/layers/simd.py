@@ -109,7 +109,9 @@ def blocks(columns: int) -> np.ndarray:
     >>> int(blocks(37).sum())
     40
     """
-    return np.array(_cut(-(-columns // 8))[1], np.int64)
+    eights, widest = -(-columns // 8), max(COSTS)
+    many = max(0, 8 * eights // widest - 8)  # of the widest at once: only what is left needs thought
+    return np.array([widest] * many + list(_cut(eights - many * widest // 8)[1]), np.int64)
 
 
 @cache

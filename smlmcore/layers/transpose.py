@@ -56,8 +56,9 @@ def conv_transpose(x: Any, weight: Any, bias: Any, *, stride: int = 1, pad: int 
 
     Returns (n, (y - 1)·stride + k - 2·pad, (x - 1)·stride + l - 2·pad, c); volumes with z before y.
 
-    >>> conv_transpose(np.array([[1.0, 2.0]]).reshape(1, 1, 2, 1), np.ones((2, 2, 1, 1)), np.zeros(1), stride=2)[0, 0,
-    :, 0] array([1., 1., 2., 2.])
+    >>> x = np.array([[1.0, 2.0]]).reshape(1, 1, 2, 1)
+    >>> conv_transpose(x, np.ones((2, 2, 1, 1)), np.zeros(1), stride=2)[0, 0, :, 0]
+    array([1., 1., 2., 2.])
     """
     return _transposed(x, weight, stride=stride, pad=pad) + bias
 

@@ -13,7 +13,9 @@ from .finder import find
 TILE = 16  # pixels; the background is linear between the centres of tiles
 BLOCK = 128  # frames that share a background
 SAMPLES = 20  # frames of a block that are looked at
-MASK = 3.5  # standard deviations: peaks above count as molecules, and standard deviations of the PSF around are left out
+MASK = (
+    3.5  # standard deviations: peaks above count as molecules, and standard deviations of the PSF around are left out
+)
 LEAST = 0.05  # share of a tile's pixels that must be free of molecules, lest the first estimate stands
 
 

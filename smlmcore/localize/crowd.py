@@ -26,7 +26,7 @@ from ..psf.base import PSF
 from .finder import taps
 
 NOWHERE = np.float32(1e12)  # variance of a pixel that says nothing
-ROUNDS = (2, 2, 4, 3)  # of joint fits; between them emitters are added (twice), then those that prove nothing removed
+ROUNDS = (3, 3, 4, 3)  # of joint fits; between them emitters are added (twice), then those that prove nothing removed
 UNEXPLAINED = 3.0  # standard deviations of chi square
 SUSPECT = 1.0  # the same, below which one looks for one more emitter in the residual
 STILL = 0.1  # standard errors: an emitter that moves by less is not fitted again
@@ -147,7 +147,10 @@ class _Work:
             for _ in range(rounds):
                 if not moved.any():
                     break
-                moved = self.round(emitters, (moved | self.near(emitters, moved)) & emitters.crowded)
+                which = (moved | self.near(emitters, moved)) & emitters.crowded
+                moved = np.zeros(len(emitters), bool)
+                for colour in (0, 1):  # neighbours not at the same time: each would take what the other takes as well
+                    moved |= self.round(emitters, which & (self.colour == colour))
             if stage < 2:
                 emitters = self.add(emitters, threshold)
             elif stage == 2:
@@ -171,9 +174,15 @@ class _Work:
 
     def draw(self, emitters: Emitters) -> None:
         """The model image, from nothing."""
-        self.model = np.zeros_like(self.frames)
+        if len(self.model):
+            self.model.fill(0)
+        else:
+            self.model = np.zeros_like(self.frames)
         self.x, self.y, self.own = self.render(emitters.theta)
-        _add(self.starts(emitters.frame), self.x, self.y, self.own, np.float32(1), self.model)
+        starts = self.starts(emitters.frame)
+        _add(starts, self.x, self.y, self.own, np.float32(1), self.model)
+        self.colour = np.zeros(len(emitters), np.int8)
+        _colours(starts, emitters.theta[:, 0], emitters.theta[:, 1], self.reach, self.colour)
 
     def round(self, emitters: Emitters, which: np.ndarray) -> np.ndarray:
         """Fit each of `which` once, the others as they are.  Returns those that moved by a part of their error."""
@@ -186,9 +195,7 @@ class _Work:
         start = np.nan_to_num(before[:, columns])
         start[:, 0] -= x - self.half
         start[:, 1] -= y - self.half
-        found = fit.mle(
-            images, self.narrow, noise, start, threads=self.threads, progress=False, tolerance=0.1
-        )
+        found = fit.mle(images, self.narrow, noise, start, threads=self.threads, progress=False, tolerance=0.1)
         theta, errors = before.copy(), np.full_like(before, np.nan)
         theta[:, columns], errors[:, columns] = found.parameters, found.errors
         theta[:, 0] += x - self.half
@@ -229,6 +236,14 @@ class _Work:
         new.theta[:, 0], new.theta[:, 1], new.theta[:, self.photons] = at[first] % w, at[first] // w, light[first]
         if self.narrow is not self.psf:
             new.theta[:, self.psf.names.index("sigma")] = self.sigma
+        # so near that both shared one place: half of the light each, on either side of it
+        old = emitters.theta[rows[first]]
+        apart = new.theta[:, :2] - old[:, :2]
+        shared = np.hypot(*apart.T) < 2 * self.sigma
+        old[shared, :2] -= apart[shared] / 2
+        old[shared, self.photons] /= 2
+        new.theta[shared, self.photons] = old[shared, self.photons]
+        emitters.theta[rows[first]] = old
         new.snr, new.crowded = snr[first], np.ones(len(first), bool)
         both = emitters.join(new)
         self.draw(both)
@@ -252,9 +267,10 @@ class _Work:
         partials = np.asarray(self.narrow.partials(theta, (self.box, self.box))[1], np.float32)
         background = np.nan_to_num(emitters.theta[:, self.psf.names.index("background")])
         errors = np.full((len(emitters), len(self.narrow.names)), np.nan, np.float32)
+        column, reach = self.narrow.names.index("background"), np.float32(4 * self.sigma)
         _joint(
             self.starts(emitters.frame), emitters.theta, self.x, self.y, emitters.crowded, partials, self.frames,
-            self.model, background, self.read, self.narrow.names.index("background"), np.float32(4 * self.sigma), errors,
+            self.model, background, self.read, column, reach, errors,
         )  # fmt: skip
         rows = emitters.crowded
         columns = [self.psf.names.index(name) for name in self.narrow.names]
@@ -304,6 +320,19 @@ def _near(starts, x, y, to, reach, near):
                 if (to[p] or to[q]) and abs(x[p] - x[q]) < reach and abs(y[p] - y[q]) < reach:
                     near[p] |= to[q]
                     near[q] |= to[p]
+
+
+@numba.njit(cache=True, parallel=True, error_model="numpy")
+def _colours(starts, x, y, reach, colour):
+    """0 or 1 for each emitter, so that most neighbours differ."""
+    for f in numba.prange(len(starts) - 1):
+        for p in range(starts[f], starts[f + 1]):
+            zeros = ones = 0
+            for q in range(starts[f], p):
+                if abs(x[p] - x[q]) < reach and abs(y[p] - y[q]) < reach:
+                    ones += colour[q]
+                    zeros += 1 - colour[q]
+            colour[p] = 1 if zeros > ones else 0
 
 
 @numba.njit(cache=True, parallel=True, error_model="numpy")

@@ -338,7 +338,7 @@ def _spline(t):
 @numba.njit(cache=True, parallel=True, error_model="numpy")
 def _deposit(u, v, reach, grid):
     """Add each localization to the grid; a band of rows has one owner, who adds in the order of the table."""
-    rows, columns = grid.shape
+    rows = grid.shape[0]
     for band in numba.prange(BANDS):
         first, last = rows * band // BANDS, rows * (band + 1) // BANDS
         grid[first:last] = 0
@@ -425,7 +425,7 @@ def _height(frame, x, y, path, z, cell):
     place = np.unique(row * (column.max() + 1) + column, return_inverse=True)[1]
     good, frames = np.isfinite(z), path.shape[1]
     frame, z, place = frame[good], z[good], place[good]
-    number, count = np.bincount(place), np.bincount(frame, minlength=frames).astype(float)
+    number = np.bincount(place)
     alone = number[place] < 2  # says nothing
     drift, variance, step = np.zeros(frames), np.full(frames, np.inf), None
     for _ in range(10):

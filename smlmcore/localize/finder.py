@@ -108,8 +108,9 @@ def false_positives(threshold: float, shape: tuple[int, int], sigma: float) -> f
     Of normal variables on a lattice, with correlation rho between neighbours in a row or a column, the share that is
     above t and above all four neighbours is close to
 
-        integral from t of Q(z)² phi(z) dz,    Q(z) = 1 - 2 Phi(-h z) + 1/pi integral_0^alpha exp(-h² z² / (2 sin² u)) du,
-        h² = (1 - rho) / (1 + rho),            sin² alpha = (1 - rho²) / 2
+        integral from t of Q(z)² phi(z) dz,
+        Q(z) = 1 - 2 Phi(-h z) + 1/pi integral_0^alpha exp(-h² z² / (2 sin² u)) du,
+        h² = (1 - rho) / (1 + rho),    sin² alpha = (1 - rho²) / 2
 
     (Taylor, Worsley & Gosselin 2007, Biometrika 94, 1).  At the border a neighbour is missing: there Q is Phi(h z).
 
@@ -287,7 +288,11 @@ def _filter_cpu(frames, expected, variance, scale, weights, snr):
     inverse = snr.dtype.type(1) / variance if m < n else variance
     for i in numba.prange(n):
         part = i * m // n
-        rest, down, line = np.empty((h, w), snr.dtype), np.empty((h, w), snr.dtype), np.zeros(w + 2 * len(weights), snr.dtype)
+        rest, down, line = (
+            np.empty((h, w), snr.dtype),
+            np.empty((h, w), snr.dtype),
+            np.zeros(w + 2 * len(weights), snr.dtype),
+        )
         if m < n:
             for y in range(h):
                 for x in range(w):

@@ -86,7 +86,9 @@ def decorrelation(image: np.ndarray, zoom: float = 1.0, filters: int = 10) -> Re
     rings = min(h, w) // 2
     radius = np.hypot(np.fft.fftfreq(h)[:, None] * min(h, w), np.fft.fftfreq(w) * min(h, w))
     ring = np.minimum((radius + 0.5).astype(int), rings).ravel()
-    amplitude, power, count = (np.bincount(ring, v, rings + 1)[1:rings] for v in (spectrum.ravel(), (spectrum**2).ravel(), None))
+    amplitude, power, count = (
+        np.bincount(ring, v, rings + 1)[1:rings] for v in (spectrum.ravel(), (spectrum**2).ravel(), None)
+    )
     q = np.arange(1, rings)
     best, found = 0.0, None
     for width in [None, *np.geomspace(1, rings / 4, filters)]:

@@ -42,7 +42,9 @@ def link(
     if missing := sorted(needed - set(names)):
         raise ValueError(f"link got a table without {', '.join(missing)}; give these columns, or a radius for lpx, lpy")
     if gap < 0 or not sigmas > 0 or not (radius is None or 0 < radius < np.inf):
-        raise ValueError(f"link got gap {gap}, radius {radius}, sigmas {sigmas}; expected 0 or more, and pixels above 0")
+        raise ValueError(
+            f"link got gap {gap}, radius {radius}, sigmas {sigmas}; expected 0 or more, and pixels above 0"
+        )
     frame = table["frame"].astype(np.int64)
     order = None if (np.diff(frame) >= 0).all() else np.argsort(frame, kind="stable")
     rows = table if order is None else table[order]
@@ -154,7 +156,9 @@ def _events(rows: np.ndarray, event: np.ndarray, n: int) -> np.ndarray:
     summed = [name for name in names if name == "photons"]
     others = [name for name in names if name not in weighted + summed]
     values = np.stack([rows[name].astype(np.float32) for name in weighted + summed + others])
-    weights = np.stack([rows[errors[name]].astype(np.float32) for name in weighted] or [np.empty(len(rows), np.float32)])
+    weights = np.stack(
+        [rows[errors[name]].astype(np.float32) for name in weighted] or [np.empty(len(rows), np.float32)]
+    )
     total, weight = np.zeros((len(values), n)), np.zeros((len(weights), n))
     count, first, last = (np.zeros(n, np.int64) for _ in range(3))
     frame = rows["frame"].astype(np.int64)

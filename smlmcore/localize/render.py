@@ -143,7 +143,8 @@ def save_image(
         return
     if path.suffix.lower() != ".png":
         raise ValueError(f"save_image got {path.name}; expected a name that ends in .png or .tif")
-    from matplotlib import colormaps, image as pictures
+    from matplotlib import colormaps
+    from matplotlib import image as pictures
 
     rgb = image.copy() if image.ndim == 3 else _eight_bits(colormaps[colormap](stretch(image))[..., :3])
     text = {"Software": "smlmcore"}

@@ -21,10 +21,17 @@ INK, ACCENT, SECOND, FAINT = "#1f2933", "#0b7285", "#e8590c", "#ced4da"
 SAMPLES = 8
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1f2933;max-width:1240px;margin:2em auto;padding:0 1em;background:#fff}
-h1{font-size:1.5em;margin:0}h2{font-size:1.1em;margin:1.6em 0 .4em}figure{margin:0;display:inline-block;vertical-align:top}
-figcaption{font-size:.9em;font-weight:600}table{border-collapse:collapse;font-size:.9em}td,th{padding:.15em .9em .15em 0;text-align:left}
-.picture{max-width:100%;background:#000}.sample{image-rendering:pixelated;width:84px;height:84px;margin:1px}
-.warning{background:#fff3bf;padding:.4em .8em;margin:.4em 0}.row{display:flex;flex-wrap:wrap;gap:12px}svg text{font:11px system-ui,sans-serif;fill:#1f2933}
+h1{font-size:1.5em;margin:0}
+h2{font-size:1.1em;margin:1.6em 0 .4em}
+figure{margin:0;display:inline-block;vertical-align:top}
+figcaption{font-size:.9em;font-weight:600}
+table{border-collapse:collapse;font-size:.9em}
+td{padding:.15em .9em .15em 0;text-align:left}
+svg text{font:11px system-ui,sans-serif;fill:#1f2933}
+.picture{max-width:100%;background:#000}
+.sample{image-rendering:pixelated;width:84px;height:84px;margin:1px}
+.warning{background:#fff3bf;padding:.4em .8em;margin:.4em 0}
+.row{display:flex;flex-wrap:wrap;gap:12px}
 """
 
 
@@ -56,8 +63,12 @@ def html(report: Mapping[str, Any], found: Any, picture: bytes, samples: Sequenc
     if len(table):
         per = np.bincount(table["frame"], minlength=movie["frames"])
         block = max(1, len(per) // 200)
-        mean = np.add.reduceat(per, np.arange(0, len(per), block)) / np.diff(np.append(np.arange(0, len(per), block), len(per)))
-        charts.append(("Localizations per frame", lines_chart([("", np.arange(len(mean)) * block, mean, ACCENT)], "frame", "")))
+        mean = np.add.reduceat(per, np.arange(0, len(per), block)) / np.diff(
+            np.append(np.arange(0, len(per), block), len(per))
+        )
+        charts.append(
+            ("Localizations per frame", lines_chart([("", np.arange(len(mean)) * block, mean, ACCENT)], "frame", ""))
+        )
         charts.append(("Events by their number of frames", histogram(found.events["length"], "frames")))
     if found.curve is not None:
         curve, q = found.curve.curve, found.curve.frequency / nm
@@ -77,7 +88,8 @@ def html(report: Mapping[str, Any], found: Any, picture: bytes, samples: Sequenc
     for name, value in _flat({k: v for k, v in finite(report).items() if k not in skip}):
         parts.append(f"<tr><td>{markup.escape(name)}</td><td>{markup.escape(value)}</td></tr>")
     parts.append("</table>")
-    head = f'<meta charset="utf-8"><link rel="icon" href="data:,"><title>{markup.escape(title)}</title><style>{STYLE}</style>'
+    head = f'<meta charset="utf-8"><link rel="icon" href="data:,"><title>{markup.escape(title)}</title>'
+    head += f"<style>{STYLE}</style>"
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
 
 
@@ -92,7 +104,11 @@ def samples(source: Any, table: np.ndarray, psf: PSF) -> list[list[str]]:
     h, w = source.shape[1:]
     read = np.broadcast_to(np.asarray(source.camera.variance, float), (h, w))
     for row in table[rows]:
-        frame, x, y = int(row["frame"]), int(np.clip(round(float(row["x"])), 0, w - 1)), int(np.clip(round(float(row["y"])), 0, h - 1))
+        frame, x, y = (
+            int(row["frame"]),
+            int(np.clip(round(float(row["x"])), 0, w - 1)),
+            int(np.clip(round(float(row["y"])), 0, h - 1)),
+        )
         y0, y1, x0, x1 = max(0, y - half), min(h, y + half + 1), max(0, x - half), min(w, x + half + 1)
         image = source.read(frame, frame + 1)[0][0, y0:y1, x0:x1]
         near = table[np.searchsorted(table["frame"], frame) : np.searchsorted(table["frame"], frame, "right")]
@@ -102,7 +118,10 @@ def samples(source: Any, table: np.ndarray, psf: PSF) -> list[list[str]]:
         model = np.asarray(psf.render(values, image.shape))[0]
         residual = (image - model) / np.sqrt(np.maximum(model + read[y0:y1, x0:x1], 0.1))
         low, high = np.nanmin(image), max(np.nanmax(image), np.nanmin(image) + 1)
-        grey = [np.repeat((np.clip((np.nan_to_num(v) - low) / (high - low), 0, 1) * 255)[..., None], 3, 2) for v in (image, model)]
+        grey = [
+            np.repeat((np.clip((np.nan_to_num(v) - low) / (high - low), 0, 1) * 255)[..., None], 3, 2)
+            for v in (image, model)
+        ]
         t = np.clip(np.nan_to_num(residual) / 4, -1, 1)[..., None]
         white, red, blue = (np.array(c, float) for c in ((255, 255, 255), (201, 42, 42), (25, 113, 194)))
         colour = white + abs(t) * (np.where(t > 0, red, blue) - white)
@@ -151,11 +170,15 @@ def lines_chart(
         out.append(f'<text x="{px(t):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{t:.6g}</text>')
     for k, (label, x, y, colour) in reversed(list(enumerate(lines))):
         step = max(1, len(x) // 1500)
-        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(px(x[::step]), py(y[::step]), strict=True) if math.isfinite(a + b))
+        points = " ".join(
+            f"{a:.1f},{b:.1f}" for a, b in zip(px(x[::step]), py(y[::step]), strict=True) if math.isfinite(a + b)
+        )
         inner = f"{colour}44" if fill and k == 0 else "none"
         out.append(f'<polyline points="{points}" fill="{inner}" stroke="{colour}" stroke-width="1.3"/>')
         if label:
-            out.append(f'<text x="{WIDTH - 16}" y="{TOP + 12 + 14 * k}" text-anchor="end" style="fill:{colour}">{label}</text>')
+            out.append(
+                f'<text x="{WIDTH - 16}" y="{TOP + 12 + 14 * k}" text-anchor="end" style="fill:{colour}">{label}</text>'
+            )
     out.append(f'<path d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - 12}" fill="none" stroke="{INK}"/>')
     out.append(f'<text x="{LEFT + wide / 2}" y="{HEIGHT - 4}" text-anchor="middle">{x_label}</text>')
     if y_label:

@@ -12,9 +12,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +162,9 @@ def run(
                 "sigma": round(width, 4),
                 "box": box or _box(width),
                 "threshold": round(threshold or threshold_for(false_positives, source.shape[1:], width), 3),
-                "false_positives_per_frame": rate_of(threshold, source.shape[1:], width) if threshold else false_positives,
+                "false_positives_per_frame": rate_of(threshold, source.shape[1:], width)
+                if threshold
+                else false_positives,
                 "gap": gap,
             },
             "warnings": list(source.warnings),
@@ -247,7 +248,8 @@ def localize_frames(
     """All molecules in `frames` (n, h, w) of photoelectrons: a table, sorted by frame, y, x.
 
     >>> rng = np.random.default_rng(0)
-    >>> image = Gaussian2D().render({"x": [9.3], "y": [7.6], "photons": [3000.0], "background": [5.0], "sigma": [1.3]}, (16, 20))
+    >>> one = {"x": [9.3], "y": [7.6], "photons": [3000.0], "background": [5.0], "sigma": [1.3]}
+    >>> image = Gaussian2D().render(one, (16, 20))
     >>> table = localize_frames(rng.poisson(image))
     >>> len(table), abs(table["x"][0] - 9.3) < 5 * table["lpx"][0]
     (1, np.True_)
@@ -275,7 +277,11 @@ def width_of(plan: Plan, source: Source) -> float:
     few = np.concatenate(few)
     for _ in range(3):
         table = localize_frames(few, source.camera.variance, Gaussian2D(), width, threshold=plan.threshold)
-        good = (table["crowded"] == 0) & (table["status"] == fit.Status.converged) & (table["photons"] > 8 * table["photons_error"])
+        good = (
+            (table["crowded"] == 0)
+            & (table["status"] == fit.Status.converged)
+            & (table["photons"] > 8 * table["photons_error"])
+        )
         if good.sum() < SURE / 10:
             break
         # whole hundredths: no last digit of it depends on the machine
@@ -295,9 +301,15 @@ def keep(table: np.ndarray, shape: tuple[int, int, int]) -> tuple[np.ndarray, di
     """The rows that are localizations, and how many are not, by reason."""
     h, w = shape[1:]
     failed = (table["status"] == fit.Status.singular) | (table["status"] == fit.Status.invalid_input)
-    unsure = ~failed & ~(np.isfinite(table["lpx"]) & np.isfinite(table["lpy"]) & (table["lpx"] > 0) & (table["lpy"] > 0))
+    unsure = ~failed & ~(
+        np.isfinite(table["lpx"]) & np.isfinite(table["lpy"]) & (table["lpx"] > 0) & (table["lpy"] > 0)
+    )
     # light of molecules beyond the border comes in; where they are is extrapolation
-    outside = ~failed & ~unsure & ~((abs(table["x"] - (w - 1) / 2) <= w / 2 + 0.5) & (abs(table["y"] - (h - 1) / 2) <= h / 2 + 0.5))
+    outside = (
+        ~failed
+        & ~unsure
+        & ~((abs(table["x"] - (w - 1) / 2) <= w / 2 + 0.5) & (abs(table["y"] - (h - 1) / 2) <= h / 2 + 0.5))
+    )
     reasons = {"fit_failed": failed, "no_uncertainty": unsure, "outside_of_the_field": outside}
     return table[~(failed | unsure | outside)], {name: int(mask.sum()) for name, mask in reasons.items()}
 
@@ -321,7 +333,9 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     out = {}
     for name, value in values.items():
         array = isinstance(value, np.ndarray) and value.ndim > 0
-        out[name] = float(np.median(value)) if array else value if isinstance(value, str | int | float | None) else str(value)
+        out[name] = (
+            float(np.median(value)) if array else value if isinstance(value, str | int | float | None) else str(value)
+        )
     return out
 
 
@@ -429,7 +443,14 @@ def write(folder, source, found, report, given, psf, csv, zoom, lap) -> None:
             names = "frame,x,y,x_error,y_error"
             if d.z is not None:
                 columns, names = [*columns, d.z, d.z_error], names + ",z,z_error"
-            np.savetxt(temporary / "drift.csv", np.stack(columns, 1), ["%d"] + ["%.5f"] * (len(columns) - 1), ",", header=names, comments="")
+            np.savetxt(
+                temporary / "drift.csv",
+                np.stack(columns, 1),
+                ["%d"] + ["%.5f"] * (len(columns) - 1),
+                ",",
+                header=names,
+                comments="",
+            )
         (temporary / "settings.yaml").write_text(yaml.safe_dump(given, sort_keys=False), encoding="utf-8")
         save_image(temporary / "image.tif", found.image, size / zoom)
         save_image(temporary / "image.png", found.image, size / zoom)

@@ -204,7 +204,7 @@ scatter_vjp_kernel = kernel.register(
 def scatter_op(x, y, photons, sigma_x, sigma_y, background, *, image, shape):
     """Images (m, h, w) of `shape` (h, w): emitters (n,) into the images of index `image` (n,), and background (m,)."""
     xp = backend.module(x)
-    count = len(background)
+    image, count = xp.asarray(image), len(background)
     order = None if bool((image[1:] >= image[:-1]).all()) else xp.argsort(image, kind="stable")
     if order is not None:
         image = image[order]

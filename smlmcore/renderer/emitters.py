@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,11 @@ class Emitters:
     """
 
     def __init__(self, psf: Model, shape: tuple[int, int]) -> None:
+        if "image" not in signature(psf.render).parameters:
+            raise TypeError(
+                f"renderer.Emitters got {type(psf).__name__}, whose render takes no image=...; expected a "
+                "Gaussian PSF, or use renderer.PSF with the parameters (n, emitters)"
+            )
         self.psf, self.shape = psf, (int(shape[0]), int(shape[1]))
 
     @property
@@ -70,5 +76,6 @@ class Emitters:
         xp = backend.module(*arrays, name="renderer.Emitters")
         index = xp.repeat(xp.arange(n), emitters)
         if "background" in values and np.ndim(plain(values["background"])) == 0:
-            values["background"] = ops.broadcast_to(values["background"], (n,))
+            dtype = next((a.dtype for a in arrays if backend.is_array(a)), np.float64)
+            values["background"] = xp.ones(n, dtype) * values["background"]
         return self.psf.render(values, self.shape, image=index)

@@ -17,9 +17,10 @@ class Spline:
     """Images of `shape` (h, w) = photons * f(i - y, j - x) + background, f a cubic B-spline with learned coefficients.
 
     `grid` (y, x) or (z, y, x): knots of f, a pixel apart laterally, and `z_step` um apart; the middle of the grid is
-    the emitter's position at z = 0.  f is 0 outside laterally, and ends at the last planes in z.  It is divided by the
-    sum of its coefficients, and so of its samples a pixel apart, in a plane of the mean brightness: photons are those
-    of the whole PSF.
+    the emitter's position at z = `z_middle`.  Laterally f is 0 outside, and its outermost coefficients are 0: a
+    constant level belongs to the background.  In z it ends at the last planes.  f is divided by the sum of its
+    coefficients, and so of its samples a pixel apart, in a plane of the mean brightness: photons are those of the whole
+    PSF.
 
     Parameters: x, y (pixels), photons, background (per pixel) and, if 3-D, z (um), (n,) each.  `fit_image` makes the
     coefficients from an image or stack to start with; `render` draws f itself, magnified.
@@ -29,14 +30,15 @@ class Spline:
     >>> p = draw.fit_image(np.exp(-(x**2 + y**2) / 3.0))
     >>> values = {"x": np.array([3.0]), "y": np.array([3.0]), "photons": np.array([100.0]), "background": np.zeros(1)}
     >>> draw(p, values)[0, 3, 2:5].round(2), draw.render(p, 3).shape
-    (array([ 7.61, 10.62,  7.61]), (33, 33))
+    (array([ 7.6 , 10.61,  7.6 ]), (33, 33))
     """
 
     def __init__(self, grid: Sequence[int], shape: tuple[int, int], z_step: float = 1.0, z_middle: float = 0.0) -> None:
         self.grid, self.shape = tuple(int(g) for g in grid), (int(shape[0]), int(shape[1]))
-        if len(self.grid) not in (2, 3) or min(self.grid) < 1 or not z_step > 0:
+        if len(self.grid) not in (2, 3) or min(self.grid[-2:]) < 3 or min(self.grid) < 1 or not z_step > 0:
             raise ValueError(
-                f"renderer.Spline got grid {grid}, z_step {z_step}; expected (y, x) or (z, y, x) and a step > 0 um"
+                f"renderer.Spline got grid {grid}, z_step {z_step}; expected (y, x) or (z, y, x), 3 or more knots "
+                "in y and x, and a step > 0 um"
             )
         self.z_step, self.z_middle = float(z_step), float(z_middle)
         self.names = ("x", "y", "photons", "background") + (("z",) if len(self.grid) == 3 else ())
@@ -71,9 +73,12 @@ class Spline:
         return {"coefficients": interpolate.prefilter(clean / clean.max()).astype(np.float32)}
 
     def normalised(self, p: Mapping[str, Any]) -> Any:
-        """The coefficients, of unit sum in a plane of mean brightness."""
+        """The coefficients, 0 at the border and of unit sum in a plane of mean brightness."""
         planes = self.grid[0] if len(self.grid) == 3 else 1
         c = p["coefficients"]
+        inside = np.zeros(self.grid, np.float32)
+        inside[..., 1:-1, 1:-1] = 1
+        c = c * backend.module(plain(c)).asarray(inside, c.dtype)
         return c * (planes / c.sum())
 
     def at(self, p: Mapping[str, Any], points: Sequence[Any]) -> Any:

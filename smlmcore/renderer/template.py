@@ -78,9 +78,9 @@ class Template:
             p["log_blur"] = np.array([math.log(self.blur)], np.float32)
         return p
 
-    def template_of(self, p: Mapping[str, Any]) -> Any:
-        """The template, blurred, for the learned parameters `p` of this part."""
-        template = p["template"] * self.scale if self.learned else self.template
+    def template_of(self, p: Mapping[str, Any], xp: Any = np) -> Any:
+        """The template, blurred, for the learned parameters `p` of this part; in `xp` if nothing is learned."""
+        template = p["template"] * self.scale if self.learned else xp.asarray(self.template)
         if self.blur is None:
             return template
         edges = np.arange(-math.ceil(6 * self.blur) - 0.5, math.ceil(6 * self.blur) + 1.0, dtype=np.float32)
@@ -102,8 +102,8 @@ class Template:
                 f"renderer.Template got parameters {sorted(parameters)} without {', '.join(missing)}; expected the "
                 f"shift along {', '.join(self.axes)} in pixels, (n,) each"
             )
-        template = self.template_of(p)
-        xp = backend.module(plain(template))
+        xp = backend.module(*(plain(parameters[name]) for name in self.axes), name="renderer.Template")
+        template = self.template_of(p, xp)
         dtype = template.dtype
         points = [
             xp.arange(n, dtype=dtype) + (m - n) / 2 - parameters[name].reshape(-1, 1)

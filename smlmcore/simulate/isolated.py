@@ -1,4 +1,4 @@
-"""Movies of blinking molecules with known truth."""
+"""Movies of isolated molecules, each lit in one frame: what a single-emitter fit is measured with."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from . import psf
-from .camera import Camera
-from .data import table
+from .. import psf
+from ..camera import Camera
+from ..data import table
 
 CHUNK_BYTES = 32 * 2**20  # of expected photons in float64
 TRIES = 1000  # draws per molecule before a frame counts as full

@@ -1,0 +1,63 @@
+"""Reading a 4 GiB BigTIFF by chunks: rate beside plain reads of the same file, and memory, each in a process of its
+own.
+
+The file's pages are dropped from the cache before each run.  A map of the file would count as resident memory.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from smlmcore import data
+
+from .harness import Row
+
+FRAMES, SHAPE = 8200, (512, 512)
+
+READ = """
+import os, resource, sys, time
+import numpy as np
+from smlmcore import data
+path, how = sys.argv[1:]
+file = os.open(path, os.O_RDONLY)
+os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+movie, buffer = data.open_movie(path), bytearray(32 << 20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.perf_counter()
+if how == "raw":
+    with open(path, "rb", buffering=0) as raw:
+        while raw.readinto(buffer):
+            pass
+else:
+    for _, frames in movie.chunks():
+        frames[0, 0, 0]
+print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10, before >> 10)
+"""
+
+
+def rows() -> Iterator[Row]:
+    rng = np.random.default_rng(0)
+    block = rng.integers(0, 60_000, (100, *SHAPE), np.uint16)
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", ".")) as folder:
+        path = Path(folder) / "m.tif"
+        data.write_tiff(path, (block for _ in range(FRAMES // 100)), (FRAMES, *SHAPE), np.uint16)
+        os.sync()
+        found = {}
+        for how in ("raw", "chunks", "raw", "chunks"):
+            command = [sys.executable, "-c", READ, str(path), how]
+            out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+            found.setdefault(how, []).append([float(v) for v in out])
+        size = path.stat().st_size
+    ours, raw = min(found["chunks"]), min(found["raw"])
+    note = (
+        f"{size / 2**30:.2f} GiB: ours {size / ours[0] / 1e9:.2f} GB/s, plain reads {size / raw[0] / 1e9:.2f} GB/s "
+        f"({raw[0] / ours[0]:.0%}, target 70 %); resident {ours[1]:.0f} MB, of which {ours[2]:.0f} before reading"
+    )
+    yield Row("BigTIFF by chunks", ours[0], {"plain reads": raw[0]}, FRAMES, "<= 200 MB, >= 70 %", note)
