@@ -52,7 +52,15 @@ setup(
             "pandas",
         ],
         "dask": ["dask", "distributed"],
-        "bench": ["pytest-benchmark", "picassosr", "torch"],
+        "bench": [
+            "pytest-benchmark",
+            "picassosr",
+            "torch",
+            "torch-interpol",
+            "scikit-image",
+            "psf-generator",
+            "psfmodels",
+        ],
     },
     entry_points={"console_scripts": ["smlmcore = smlmcore.cli:main"]},
     classifiers=[
