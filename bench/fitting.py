@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import minimize
 
-from smlmcore import psf
-from smlmcore.fit import lanes
+from smlmcore import fit, psf
 
 from .harness import Row, compare
 
@@ -41,6 +40,7 @@ def rows() -> Iterator[Row]:
         for dtype in ("float32", "float64"):
             plain, found = fitter(images, dtype)
             yield beside(f"Poisson MLE of a Gaussian, {size}x{size}, {dtype}", plain, found, truth, peers, size, dtype)
+            yield judged(images, plain, size, dtype)
             with_noise, found = fitter(noisy, dtype, variance)
             yield compare(
                 f"the same with a map of read noise, {size}x{size}, {dtype}",
@@ -51,6 +51,39 @@ def rows() -> Iterator[Row]:
                 target="without at least 0.77x",
                 note="RMSE/CRLB " + accuracy(found, truth, size, variance),
             )
+    yield from general()
+
+
+def judged(images, plain, size, dtype) -> Row:
+    """The same with log likelihood and chi square, which are computed when they are asked for."""
+    return compare(
+        f"the same, log likelihood and chi2 read, {size}x{size}, {dtype}",
+        lambda: plain().chi2,
+        {"without": plain},
+        repeat=5,
+        items=N,
+    )
+
+
+def general() -> Iterator[Row]:
+    """The body for any PSF, one spot after another, own guess included."""
+    n = 20_000
+    for name, model, given in (
+        ("elliptic", psf.EllipticGaussian2D(), {"sigma_x": 1.1, "sigma_y": 1.5}),
+        ("astigmatic", psf.AstigmaticGaussian(1.2, gamma=0.25, depth=0.4), {"z": (-0.4, 0.4)}),
+    ):
+        images, truth = fit.simulate_spots(model, n, (11, 11), np.random.default_rng(0), **given)
+        found = fit.mle(images, model)
+        ratio = (found.parameters - truth) / model.crlb(truth, (11, 11))
+        quality = " ".join(f"{r:.3f}" for r in np.sqrt(np.nanmean(ratio**2, axis=0)))
+        yield compare(
+            f"Poisson MLE, {name} Gaussian, any-PSF body, 11x11, float32",
+            lambda images=images, model=model: fit.mle(images, model),
+            {"first guess alone": lambda images=images, model=model: model.initial(images)},
+            repeat=5,
+            items=n,
+            note="RMSE/CRLB " + quality,
+        )
 
 
 def beside(work, plain, found, truth, peers, size, dtype) -> Row:
@@ -80,19 +113,15 @@ def accuracy(found: np.ndarray, truth: np.ndarray, size: int, variance: Any = 0.
 
 
 def fitter(images, dtype, variance=None) -> tuple[Callable[[], None], np.ndarray]:
-    """Our fit of N spots into arrays that are reused, and what it found in those of `images`."""
+    """`fit.mle` of N spots as a user calls it, result arrays included, and what it found in those of `images`."""
     shape = images.shape[1:]
     spots = np.resize(images.astype(dtype), (N, *shape))
     noise = None if variance is None else variance.astype(dtype)
-    out = [np.empty((N, 5), dtype), np.empty((N, 5), dtype), np.empty(N, np.int8), np.empty(N, np.int32)]
-    out += [np.empty(N, dtype), np.empty(N, dtype)]
-    lower, upper = np.array([MODEL.bounds(shape)[name][:2] for name in MODEL.names]).T
 
     def run():
-        lanes.fit(spots, noise, None, None, [False] * 5, lower, upper, 20, 0.03, False, out)
+        return fit.mle(spots, MODEL, noise)
 
-    run()
-    return run, out[0][: len(images)].copy()
+    return run, run().parameters[: len(images)].copy()
 
 
 def picasso(images) -> Peer | None:
