@@ -147,4 +147,4 @@ def test_the_measured_stack_is_described_by_a_pupil():
     pupil = psf.retrieve(data, 0.3, **optics, **settings, progress=False)
     assert pupil.report.residual < 5  # of which noise is 1: with thousands of photons a per cent of misfit shows
     model, mean = pupil.report.model[0], data.mean((1, 2), keepdims=True)
-    assert np.corrcoef((model - mean).ravel(), (data - mean).ravel())[0, 1] > 0.99
+    assert np.corrcoef((model - mean).ravel(), (data - mean).ravel())[0, 1] > 0.95
