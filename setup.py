@@ -52,7 +52,7 @@ setup(
             "pandas",
         ],
         "dask": ["dask", "distributed"],
-        "bench": ["pytest-benchmark", "picassosr", "torch"],
+        "bench": ["pytest-benchmark", "picassosr", "threadpoolctl", "torch"],
     },
     entry_points={"console_scripts": ["smlmcore = smlmcore.cli:main"]},
     classifiers=[
