@@ -55,6 +55,7 @@ setup(
         "bench": [
             "pytest-benchmark",
             "picassosr",
+            "threadpoolctl",
             "torch",
             "torch-interpol",
             "scikit-image",

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 
 from smlmcore import fit, psf
 
@@ -182,6 +183,8 @@ def scipy_fit(images, truth) -> Peer:
         return minimize(loss, start / scale, jac=True, method="L-BFGS-B", bounds=limits).x * scale
 
     def run():
-        return np.array([one(image, 1.05 * start) for image, start in zip(images[:LEAST], truth, strict=False)])
+        # BLAS would leave a thread spinning on a core of ours for its 5 x 5 matrices
+        with threadpool_limits(1):
+            return np.array([one(image, 1.05 * start) for image, start in zip(images[:LEAST], truth, strict=False)])
 
     return Peer(run, np.asarray, LEAST)

@@ -170,8 +170,10 @@ def source(h: int, w: int, dtype: Any, free: tuple[int, ...], variance: bool, le
         **{f"limit_{v}": text for v, text in LIMIT.items()},
         **{f"scale_{v}": text for v, text in SCALE.items()},
     }
-    terms = [f"v{j}" if j == 2 else f"v{j} / (s * s)" for j in free if j != 3]
-    words["RELATIVE"] = " + ".join(terms) or "R(0.0)"
+    # squared relative errors; the background counts less, as most of the light's pixels hardly know of it
+    own = {0: "inverse * inverse / (s * s)", 1: "inverse * inverse / (s * s)", 2: "inverse * inverse"}
+    own |= {3: "R(0.25) / (b * b)", 4: "inverse * inverse / (s * s)"}
+    words["RELATIVE"] = " + ".join(f"v{j} * {own[j]}" for j in free)
     for j in free:
         terms = [f"o{j}{i} * e{i}{k} * o{k}{j}" for i in free for k in free]
         words[f"sandwich_{SHORT[j]}"] = " + ".join(terms)
