@@ -191,7 +191,7 @@ def test_a_kernel_that_iterates_states_its_own_tolerance():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_parity_test_of_the_cuda_body_sees_a_small_fault(dtype, monkeypatch):
     right = kernel.source
-    line = "theta[3] + photons * d[2]"
+    line = "background + photons * b.value * a.value"
     assert right("fit.cu").count(line) == 1
     monkeypatch.setattr(kernel, "source", lambda file: right(file).replace(line, f"{line} * REAL(1.001)"))
     with pytest.raises(AssertionError, match=r"fit_gaussian2d .*parameters"):
