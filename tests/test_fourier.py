@@ -75,6 +75,19 @@ def test_batches_and_gradients():
     testing.check_gradient(lambda a, c: fourier.zoom(a, (2, 3), (4, 7), c), a, moves)
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.complex64])
+def test_a_single_precision_image_at_double_precision_points(kind):
+    rng = np.random.default_rng(5)
+    a = (
+        (rng.normal(size=(6, 7)) + 1j * rng.normal(size=(6, 7))).astype(kind)
+        if kind == np.complex64
+        else (rng.normal(size=(6, 7)).astype(kind))
+    )
+    points = [rng.uniform(0, 6, 4), rng.uniform(0, 7, 5)]
+    wide = a.astype(np.complex128 if kind == np.complex64 else np.float64)
+    np.testing.assert_allclose(fourier.at(a, points), fourier.at(wide, points), rtol=1e-5, atol=1e-5)
+
+
 def test_errors():
     a = np.ones((4, 5))
     for call, text in [

@@ -21,7 +21,7 @@ def test_all_bodies_and_cases_exist(name):
     k = KERNELS[name]
     assert k.cpu is not None
     assert k.cuda is not None
-    sizes = [[case[d] for d in k.dims] for case in k.cases]
+    sizes = [[case[d] for d in k.dims if d in case] for case in k.cases]
     assert any(0 in s for s in sizes), "no empty case"
     assert any(1 in s for s in sizes), "no case of one item"
     assert any(s % 2 for sizes_ in sizes for s in sizes_ if s > 1), "no odd case"
