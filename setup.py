@@ -52,7 +52,16 @@ setup(
             "pandas",
         ],
         "dask": ["dask", "distributed"],
-        "bench": ["pytest-benchmark", "picassosr", "threadpoolctl", "torch"],
+        "bench": [
+            "pytest-benchmark",
+            "picassosr",
+            "threadpoolctl",
+            "torch",
+            "torch-interpol",
+            "scikit-image",
+            "psf-generator",
+            "psfmodels",
+        ],
     },
     entry_points={"console_scripts": ["smlmcore = smlmcore.cli:main"]},
     classifiers=[

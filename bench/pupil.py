@@ -2,9 +2,10 @@
 
 The floor of a volume of 64 planes of 128 x 128 from 64 x 64 samples: the two products of a quarter size are 1.6 M real
 multiply-adds for each plane and field, 0.1 G for the scalar volume, 0.5 G for the five fields of a free dipole; at
-460 GFLOP/s (two cores, float32) 0.5 and 2.3 ms.  The output is 4.2 MB.  Measured: 1.3 and 4.0 ms alone,
-2.7 and 5.4 in turn with the peers, whose arrays drive ours from the caches.  The rest goes into a sine and cosine for each sample of a quadrant, one complex product for each sample and field, and the squares.  The
-gradient does the products three times: images, fields, and back.
+460 GFLOP/s (two cores, float32) 0.5 and 2.3 ms.  The output is 4.2 MB.  Measured: 1.3 and 4.0 ms alone, 2.7 and 5.4 ms
+in turn with the peers, whose arrays drive ours from the caches.  The rest goes into a sine and cosine for each sample
+of a quadrant, one complex product for each sample and field, and the squares.  The gradient does the products three
+times: images, fields, and back.
 
 psf-generator's fields are those of one polarisation, half of a free dipole's; its volume has no aberrations here.
 """

@@ -59,7 +59,7 @@ like = found[rng.integers(len(found), size=sleep)]
 drawn = {"x": (10, 13), "y": (10, 13), "z": (-0.8, 0.8), "photons": like[:, 3], "background": like[:, 4]}
 dreams, _ = fit.simulate_spots(pupil, sleep, shape, rng, **drawn)
 model = fit.pupil3d(pupil, shape, learn=False)
-Trainer(model, dreams, epochs=epochs, batch=128, augment=False, held_out=0.05).run()
+Trainer(model, dreams, epochs=epochs, batch=128, held_out=0.05).run()
 seconds["encoder"] = time.perf_counter() - start
 
 predicted = model.predict(unseen)

@@ -17,7 +17,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--quick", action="store_true", help="fewer images and epochs")
 parser.add_argument("--out", type=Path, default=Path("results/spline_psf"))
 options = parser.parse_args()
-count, epochs = (512, 60) if options.quick else (1024, 80)
+count, epochs = (512, 60) if options.quick else (1024, 240)
 shape = (15, 15)
 rng = np.random.default_rng(0)
 place = {k: rng.uniform(6.2, 7.8, count) for k in ("x", "y")}

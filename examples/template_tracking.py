@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from smlmcore import encoder, fit, mapper, psf, renderer, training
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--quick", action="store_true", help="fewer images and epochs")
+parser.add_argument("--quick", action="store_true", help="fewer images")
 parser.add_argument("--out", type=Path, default=Path("results/template_tracking"))
 options = parser.parse_args()
-count, epochs = (512, 40) if options.quick else (2048, 50)
+count, epochs = 512 if options.quick else 2048, 60
 
 # An object of twelve blobs, moved; Poisson noise and 5 electrons of read noise.
 rng = np.random.default_rng(0)
@@ -32,10 +32,10 @@ images = rng.poisson(clean) + rng.normal(0, read_noise, clean.shape)
 start = images.mean(0)
 model = fit.FitModel(
     encoder.Table((count, 2)),
-    mapper.Direct({name: mapper.Parameter("linear", 0.0, 1.0) for name in ("x", "y")}),
+    mapper.Direct({name: mapper.Parameter("tanh", 0.0, 6.0) for name in ("x", "y")}),
     renderer.Template(start, shape),
 )
-history = training.Trainer(model, images, read_noise**2, epochs=epochs, rate=2e-2, decay=0.0).run()
+history = training.Trainer(model, images, read_noise**2, epochs=epochs, batch=count // 8, rate=2e-2, decay=0.0).run()
 found = model.predict(images, read_noise**2)
 template = model.renderer.template_of({"template": model.parameters["renderer.template"]})
 prediction = model.renderer({"template": model.parameters["renderer.template"]}, found)

@@ -112,10 +112,12 @@ def _moments_cpu(g, m, v, settings, step, new_m, new_v):
     b1, b2, m_scale, v_scale, eps = settings[0], settings[1], settings[2], settings[3], settings[4]
     one = settings.dtype.type(1)
     for block in numba.prange((g.size + BLOCK - 1) // BLOCK):
-        for i in range(block * BLOCK, min((block + 1) * BLOCK, g.size)):
-            new_m[i] = b1 * m[i] + (one - b1) * g[i]
-            new_v[i] = b2 * v[i] + (one - b2) * (g[i] * g[i])
-            step[i] = m_scale * new_m[i] / (np.sqrt(v_scale * new_v[i]) + eps)
+        own = slice(block * BLOCK, min((block + 1) * BLOCK, g.size))  # slices: else LLVM makes no vectors of the loop
+        gs, ms, vs, steps, new_ms, new_vs = g[own], m[own], v[own], step[own], new_m[own], new_v[own]
+        for i in range(gs.size):
+            a, b = b1 * ms[i] + (one - b1) * gs[i], b2 * vs[i] + (one - b2) * (gs[i] * gs[i])
+            new_ms[i], new_vs[i] = a, b
+            steps[i] = m_scale * a / (np.sqrt(v_scale * b) + eps)
 
 
 adam_kernel = kernel.register(

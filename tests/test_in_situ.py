@@ -67,7 +67,7 @@ def test_a_model_learns_pupil_and_encoder_together(tmp_path):
     images, _ = molecules(256)
     start = OPTICS.replace(zernike={**TRUTH, (2, 2): 0.5})
     model = fit.pupil3d(start, SHAPE, width=8, hidden=16)
-    trainer = Trainer(model, images, epochs=2, batch=64, augment=False, progress=False)
+    trainer = Trainer(model, images, epochs=2, batch=64, progress=False)
     before = trainer.validate()
     history = trainer.run()
     assert history["validation"][-1] < before

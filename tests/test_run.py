@@ -349,10 +349,11 @@ def test_run_refuses(tmp_path):
 
 
 def test_the_plan_decides_the_chunks():
-    plan = Plan((), (), (), None, None, None, None, 0.01, (1000, 128, 128), "out")
-    assert plan.chunks[0] == (0, 512)
-    assert plan.chunks[-1] == (512, 1000)
-    assert Plan((), (), (), None, None, None, None, 0.01, (20, 4096, 4096), "out").chunks[0] == (0, 8)
+    plan = Plan((), (), (), None, None, None, None, 0.01, (1000, 128, 128), 512, "out")
+    assert plan.chunks == [(0, 512), (512, 1000)]
+    other = Plan((), (), (), None, 1.3, None, None, 0.01, (1000, 128, 128), 512, "out")
+    moved = Plan((), (), (), None, None, None, None, 0.01, (1000, 128, 128), 512, "elsewhere")
+    assert plan.fingerprint == moved.fingerprint != other.fingerprint
 
 
 def test_picassos_movie_again():

@@ -25,7 +25,7 @@ USUAL = {"qe": 1.0, "spurious_charge": 0.0}
 NAMESPACE = "smlmcore/camera"  # marks our annotation in OME-XML
 # A chain of pages that leads out of the file, and a description (tag 270: axes and camera) beyond its end.
 BROKEN_SIGNS = ("TiffPages @", "TiffTag 270 @")
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 16 * 2**20
 MICROMETRES = {
     "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "\\u00b5m": 1.0,
     "nm": 1e-3, "pm": 1e-6, "å": 1e-4, "mm": 1e3, "cm": 1e4, "m": 1e6, "inch": 25400.0,
@@ -71,7 +71,7 @@ class Movie:
         return np.ascontiguousarray(frames.astype(self.dtype, copy=not frames.flags.writeable))  # a map is not
 
     def chunks(self, size: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (number of the first frame, frames) over the whole movie, `size` frames at a time (default: 32 MB)."""
+        """Yield (number of the first frame, frames) over the whole movie, `size` frames at a time (default: 16 MB)."""
         frame_bytes = max(1, self.shape[1] * self.shape[2] * self.dtype.itemsize)
         size = max(1, CHUNK_BYTES // frame_bytes) if size is None else size
         if size < 1:

@@ -33,7 +33,7 @@ from ..psf.retrieval import modes_of
 from .direct import mle
 from .problem import Limits
 from .refine import lockstep
-from .result import Result, Status
+from .result import Result
 
 FEW = 256  # images of a start
 PRIOR = 0.5  # radians; what starts expect of a coefficient
@@ -119,8 +119,7 @@ def locate(images: Any, pupil: Pupil, variance: Any = None, **settings: Any) -> 
     for a, b in pairwise(edges):
         z = np.linspace(a, b, max(3, int(np.ceil((b - a) / 0.08))))
         ends.append(mle(images, pupil, variance, initial=place(pupil, images, z), **settings))
-    likelihood = np.stack([np.where(end.status == Status.converged, end.log_likelihood, -np.inf) for end in ends])
-    best = likelihood.argmax(0)
+    best = np.nan_to_num(np.stack([end.log_likelihood for end in ends]), nan=-np.inf).argmax(0)
 
     def chosen(name: str) -> np.ndarray:
         return np.stack([getattr(end, name) for end in ends])[best, np.arange(len(images))]

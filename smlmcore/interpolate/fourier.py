@@ -236,12 +236,40 @@ def at(a: Any, points: Sequence[Any]) -> Any:
     d = len(points)
     _need(a, d, "at")
     for axis, x in zip(range(-d, 0), map(_array, points), strict=True):
-        matrix = ops.moveaxis(dirichlet(x, n=a.shape[axis]), -1, -2)  # (..., n, m)
+        matrix = dirichlet(x, n=a.shape[axis])  # (..., m, n)
         matrix = matrix.reshape(*matrix.shape[:-2], *(1,) * (d - 2), *matrix.shape[-2:])
-        rows = ops.moveaxis(a, axis, -1) if d > 1 else a.reshape(*a.shape[:-1], 1, a.shape[-1])
-        rows = ops.matmul(rows, matrix)
-        a = ops.moveaxis(rows, -1, axis) if d > 1 else rows.reshape(*rows.shape[:-2], rows.shape[-1])
+        if axis == -2:
+            a = _left(matrix, a)
+        elif axis == -1 and matrix.ndim == 2:  # the same for all rows: one large product
+            lead = a.shape[:-1]
+            rows = a.reshape(math.prod(lead), a.shape[-1])
+            a = ops.matmul(rows, ops.moveaxis(matrix, -1, -2)).reshape(*lead, matrix.shape[-2])
+        else:
+            rows = ops.moveaxis(a, axis, -1) if d > 1 else a.reshape(*a.shape[:-1], 1, a.shape[-1])
+            rows = ops.matmul(rows, ops.moveaxis(matrix, -1, -2))
+            a = ops.moveaxis(rows, -1, axis) if d > 1 else rows.reshape(*rows.shape[:-2], rows.shape[-1])
     return a
+
+
+@op
+def _left(matrix, a):
+    """matrix @ a for a real matrix and an a that may be complex, whose two parts are twice as many columns then."""
+    return _as(matrix @ _columns(a), a.dtype), (matrix, a)
+
+
+@_left.vjp
+def _(saved, gradient):
+    matrix, a = saved
+    g = _columns(gradient)
+    return lambda: g @ _columns(a).swapaxes(-1, -2), lambda: _as(matrix.swapaxes(-1, -2) @ g, a.dtype)
+
+
+def _columns(a):
+    return backend.module(a).ascontiguousarray(a).view(_real(a))
+
+
+def _as(columns, dtype):
+    return backend.module(columns).ascontiguousarray(columns).view(dtype)
 
 
 @op

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 
@@ -25,16 +26,16 @@ def spread_out(plan: Plan, todo: Sequence[int], workers: int | None, scheduler: 
         raise ValueError(f"localize got workers={workers}; expected 1 or more")
     if not todo:
         return
-    quiet = {"distributed.logging.distributed": "error", "distributed.worker.use-file-locking": False}
+    quiet = {"distributed.worker.use-file-locking": False}
     with tempfile.TemporaryDirectory(prefix="smlmcore-dask-") as scratch, config.set(quiet):
         cluster = scheduler
         if scheduler is None:
             cluster = LocalCluster(
                 n_workers=min(workers, len(todo)), threads_per_worker=1, dashboard_address=None,
-                local_directory=scratch, silence_logs="critical",
+                local_directory=scratch, silence_logs=logging.CRITICAL,
             )  # fmt: skip
         try:
-            with Client(cluster, set_as_default=False) as client:
+            with Client(cluster) as client:
                 number = {client.submit(work, plan, n, scheduler is None, pure=False, retries=2): n for n in todo}
                 for future in as_completed(list(number)):
                     future.result()

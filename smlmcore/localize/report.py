@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..psf.base import PSF
+from .render import scale_bar
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 380, 220, 52, 34, 8
 INK, ACCENT, SECOND, FAINT = "#1f2933", "#0b7285", "#e8590c", "#ced4da"
@@ -42,7 +43,9 @@ def html(report: Mapping[str, Any], found: Any, picture: bytes, samples: Sequenc
     title = f"{', '.join(movie['files'])}: {report['localizations']:,} localizations in {movie['frames']:,} frames"
     parts = [f"<h1>{markup.escape(title)}</h1>"]
     parts += [f'<p class="warning">{markup.escape(w)}</p>' for w in report["warnings"]]
-    parts.append(f'<h2>Image</h2><img class="picture" alt="reconstruction" src="{_uri(picture)}">')
+    bar = scale_bar(found.image.shape[1] * (camera.pixel_size or 1) / report["settings"]["zoom"])
+    parts.append(f"<h2>Image</h2><p>Scale bar: {bar:g} µm</p>")
+    parts.append(f'<img class="picture" alt="reconstruction" src="{_uri(picture)}">')
     charts = []
     if found.drift is not None:
         d, frames = found.drift, np.arange(len(found.drift.x))
@@ -154,7 +157,7 @@ def lines_chart(
     """SVG of some lines (label, x, y, colour), with axes; the first may be filled."""
     x_ticks, y_ticks = (_ticks(np.concatenate([np.asarray(line[k], float) for line in lines] or [[]])) for k in (1, 2))
     (x0, x1), (y0, y1) = (x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1])
-    wide, high = WIDTH - LEFT - 12, HEIGHT - BOTTOM - TOP
+    wide, high = WIDTH - LEFT - 20, HEIGHT - BOTTOM - TOP
 
     def px(x):
         return LEFT + (np.asarray(x, float) - x0) / (x1 - x0) * wide
@@ -164,7 +167,7 @@ def lines_chart(
 
     out = [f'<svg width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
     for t in y_ticks:
-        out.append(f'<path d="M{LEFT} {py(t):.1f}H{WIDTH - 12}" stroke="#f1f3f5"/>')
+        out.append(f'<path d="M{LEFT} {py(t):.1f}H{WIDTH - 20}" stroke="#f1f3f5"/>')
         out.append(f'<text x="{LEFT - 5}" y="{py(t) + 4:.1f}" text-anchor="end">{t:.6g}</text>')
     for t in x_ticks:
         out.append(f'<text x="{px(t):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{t:.6g}</text>')
@@ -177,9 +180,9 @@ def lines_chart(
         out.append(f'<polyline points="{points}" fill="{inner}" stroke="{colour}" stroke-width="1.3"/>')
         if label:
             out.append(
-                f'<text x="{WIDTH - 16}" y="{TOP + 12 + 14 * k}" text-anchor="end" style="fill:{colour}">{label}</text>'
+                f'<text x="{WIDTH - 24}" y="{TOP + 12 + 14 * k}" text-anchor="end" style="fill:{colour}">{label}</text>'
             )
-    out.append(f'<path d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - 12}" fill="none" stroke="{INK}"/>')
+    out.append(f'<path d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - 20}" fill="none" stroke="{INK}"/>')
     out.append(f'<text x="{LEFT + wide / 2}" y="{HEIGHT - 4}" text-anchor="middle">{x_label}</text>')
     if y_label:
         out.append(f'<text x="4" y="{TOP + 8}">{y_label}</text>')

@@ -56,15 +56,13 @@ class Plan:
     threshold: float | None
     false_positives: float
     shape: tuple[int, int, int]
+    size: int  # frames of a chunk
     folder: str
 
     @property
     def chunks(self) -> list[tuple[int, int]]:
-        """First frame and end of each chunk: a number of whole blocks of background, where frames are small."""
-        frames, h, w = self.shape
-        size = max(FEWEST, PIXELS // max(h * w, 1))
-        size = size // BLOCK * BLOCK if size >= BLOCK else size
-        return [(a, min(a + size, frames)) for a in range(0, frames, size)]
+        """First frame and end of each chunk."""
+        return [(a, min(a + self.size, self.shape[0])) for a in range(0, self.shape[0], self.size)]
 
     def file(self, number: int) -> Path:
         return Path(self.folder) / CHUNKS / f"{number:06d}.npy"
@@ -130,7 +128,7 @@ def run(
             tuple(str(Path(p).resolve()) for p in paths),
             tuple((os.stat(p).st_size, os.stat(p).st_mtime_ns) for p in paths),
             tuple((name, (camera or {}).get(name)) for name in sorted(camera or {})),
-            psf, sigma, box, threshold, false_positives, source.shape, str(folder.resolve()),
+            psf, sigma, box, threshold, false_positives, source.shape, chunk_size(source.shape), str(folder.resolve()),
         )  # fmt: skip
         if threshold is None:
             threshold_for(false_positives, source.shape[1:], sigma or SIGMA)  # an error now rather than in a worker
@@ -166,6 +164,7 @@ def run(
                 if threshold
                 else false_positives,
                 "gap": gap,
+                "zoom": zoom,
             },
             "warnings": list(source.warnings),
             "localizations": len(table),
@@ -192,6 +191,16 @@ def run(
 
 
 # ---------------------------------------------------------------- chunks
+
+
+def chunk_size(shape: tuple[int, int, int]) -> int:
+    """Frames of a chunk: whole blocks of background, where frames are small.
+
+    >>> chunk_size((10_000, 128, 128)), chunk_size((10_000, 2048, 2048))
+    (512, 8)
+    """
+    size = max(FEWEST, PIXELS // max(shape[1] * shape[2], 1))
+    return size // BLOCK * BLOCK if size >= BLOCK else size
 
 
 def prepare(plan: Plan) -> list[int]:

@@ -290,17 +290,15 @@ def _add_squares(block, sums):
 
 
 @numba.njit(cache=True, error_model="numpy", fastmath=FAST)
-def _add_partials(blocks, sums):
-    """Add intensity and its derivatives along x, y and z, without their factors, to sums (4, 4 LANES)."""
+def _add_areas(block, moved, sums):
+    """Add Im(E* E'), half the derivative of |E|^2 up to a factor, to `sums`."""
     for i in range(LANES):
-        field = _signs(blocks[0], i)
-        for kind in range(1, 4):
-            moved = _signs(blocks[kind], i)
-            sums[kind, i] += _area(field[0], moved[0])
-            sums[kind, LANES + i] += _area(field[1], moved[1])
-            sums[kind, 2 * LANES + i] += _area(field[2], moved[2])
-            sums[kind, 3 * LANES + i] += _area(field[3], moved[3])
-    _add_squares(blocks[0], sums[0])
+        a, b, c, d = _signs(block, i)
+        p, q, r, s = _signs(moved, i)
+        sums[i] += _area(a, p)
+        sums[LANES + i] += _area(b, q)
+        sums[2 * LANES + i] += _area(c, r)
+        sums[3 * LANES + i] += _area(d, s)
 
 
 @numba.njit(cache=True, error_model="numpy", fastmath=FAST)
@@ -382,7 +380,9 @@ def _spot(x, y, z, photons, background, pupil, axial, optics, m, value, partials
             for i in range(c):
                 for kind in range(4):
                     _gather(e[kind], r * c + i, start, block[kind])
-                _add_partials(block, sums)
+                _add_squares(block[0], sums[0])
+                for kind in range(1, 4):
+                    _add_areas(block[0], block[kind], sums[kind])
             _place(sums[0], r, start, photons, background, value)
             _place(sums[1], r, start, real(2) * step * photons, real(0), partials[0])
             _place(sums[2], r, start, real(2) * step * photons, real(0), partials[1])

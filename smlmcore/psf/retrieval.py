@@ -233,7 +233,7 @@ def _without_saturated(data: np.ndarray, saturation: float | None) -> np.ndarray
 
 
 def _alone(data: np.ndarray) -> np.ndarray:
-    """NaN around a second bead in the field, at least a quarter as bright as the first and a third of the field away.
+    """NaN around a second bead in the field, at least half as bright as the first and a third of the field away.
 
     Every pixel nearer to it than to the first goes.  What comes in from outside the field is seen by `_neighbours`.
     """
@@ -245,7 +245,7 @@ def _alone(data: np.ndarray) -> np.ndarray:
         filled, _ = moments.weigh(stack)
         light = (ndimage.gaussian_filter(filled, (0, 1, 1)) - np.median(filled, (1, 2), keepdims=True)).max(0)
         first = np.unravel_index((light * middle).argmax(), light.shape)
-        peaks = (ndimage.maximum_filter(light, 5) == light) & (light > 0.25 * light[first])
+        peaks = (ndimage.maximum_filter(light, 5) == light) & (light > 0.5 * light[first])
         for other in np.argwhere(peaks):
             if np.hypot(*(other - first)) > max(h, w) / 3:
                 bead[:, np.hypot(y - other[0], x - other[1]) < np.hypot(y - first[0], x - first[1])] = np.nan
