@@ -90,6 +90,37 @@ def test_reaches_the_bound_with_honest_errors(shape):
     np.testing.assert_allclose(z.var(0), 1, atol=0.05)
 
 
+@pytest.mark.parametrize(
+    ("photons", "background", "sigma", "size", "noise"),
+    [
+        (300, 1.0, 0.8, 7, 0),
+        (50_000, 0.1, 0.8, 9, 0),
+        (1000, 10.0, 1.3, 9, 0),
+        (5000, 300.0, 1.3, 11, 0),
+        (5000, 10.0, 1.3, 9, 500),
+        (50_000, 100.0, 1.3, 9, 500),
+    ],
+)
+def test_place_is_at_the_bound_all_over_the_grid(photons, background, sigma, size, noise):
+    """A few cells of `python -m bench accuracy`: spots up to 1.5 pixels off the centre, read noise up to `noise`."""
+    n, shape, model, rng = 10_000, (size, size), psf.Gaussian2D(), np.random.default_rng(3)
+    place = (size / 2 - 2, size / 2 + 1)
+    variance = rng.uniform(0, noise, shape) if noise else None
+    given = {"photons": photons, "background": background, "sigma": sigma, "x": place, "y": place}
+    images, truth = fit.simulate_spots(model, n, shape, rng, 0.0 if variance is None else variance, **given)
+    result = fit.mle(images, model, variance)
+    good = result.status == fit.Status.converged
+    error = (result.parameters - truth)[good, :2]
+    bound = model.crlb(truth, shape, 0.0 if variance is None else variance)[good, :2]
+    # of n normal numbers the RMSE has a relative standard error of 1/sqrt(2n), the variance one of sqrt(2/n)
+    ratio = np.sqrt(((error / bound) ** 2).mean(0))
+    assert (ratio < 1.05 + 3 / np.sqrt(2 * n)).all(), ratio
+    scores = (error / result.errors[good, :2]).var(0)
+    assert (np.abs(scores - 1) < 0.05 + 3 * np.sqrt(2 / n)).all(), scores
+    # below a background of about one, a normal spot may end with none
+    assert good.mean() > (0.98 if background >= 1 else 0.3)
+
+
 def poisson(theta, image):
     """Log likelihood without factorials of the integrated Gaussian, and its gradient, written anew."""
     x, y, photons, background, sigma = np.asarray(theta, float)
