@@ -223,9 +223,9 @@ def _in_rows(problem: Problem, chunk: Chunk, out: tuple[Any, ...]) -> None:
     own = chunk.initial is None and not problem.limits.fixed.any()  # the fast path has its own first guess
     left = spline.fit(
         problem.psf, chunk.spots, chunk.variance, None if own else start(problem, chunk), problem.limits,
-        problem.max_iterations, problem.tolerance, numba.get_num_threads(), out,
+        problem.max_iterations, problem.tolerance, numba.get_num_threads(), out[:4],
     )  # fmt: skip
-    _some_one_by_one(problem, chunk, left, out)
+    _some_one_by_one(problem, chunk, left, out[:4])
 
 
 def _some_one_by_one(problem: Problem, chunk: Chunk, which: np.ndarray, out: tuple[Any, ...]) -> None:
@@ -240,6 +240,11 @@ def _some_one_by_one(problem: Problem, chunk: Chunk, which: np.ndarray, out: tup
 def _measure_in_lanes(problem: Problem, chunk: Chunk, parameters: Any, log_likelihood: Any, chi2: Any) -> None:
     five = parameters if problem.psf.sigma is None else _with_sigma(problem, parameters)
     lanes.measure(chunk.spots, chunk.variance, five, log_likelihood, chi2)
+
+
+def _measure_in_rows(problem: Problem, chunk: Chunk, parameters: Any, log_likelihood: Any, chi2: Any) -> None:
+    threads = numba.get_num_threads()
+    spline.measure(problem.psf, chunk.spots, chunk.variance, parameters, threads, log_likelihood, chi2)
 
 
 def _on_gpu(problem: Problem, chunk: Chunk, out: tuple[Any, ...]) -> None:
@@ -276,7 +281,7 @@ def _gpu(problem: Problem) -> bool:
 
 BODIES = (
     Body(lambda p: not _gpu(p) and _gaussian(p), _in_lanes, _measure_in_lanes, raw=True, is_compiled=lanes.is_compiled),
-    Body(lambda p: not _gpu(p) and _spline(p), _in_rows),
+    Body(lambda p: not _gpu(p) and _spline(p), _in_rows, _measure_in_rows),
     Body(lambda p: not _gpu(p), _one_by_one),
     Body(lambda p: not p.least_squares and cuda.device_kernel(p.psf) is not None, _on_gpu),
     Body(lambda p: True, _in_step),

@@ -39,6 +39,14 @@ class Rows:
     def load(self, *offsets):
         return self.b.load(self.pointer(*offsets), align=self.size)
 
+    def load_where(self, lanes, *offsets):
+        """The row with 0 in place of what `lanes` (a vector of bits) leaves out, which is not read."""
+        bits = ir.VectorType(ir.IntType(1), self.lanes)
+        kind = ir.FunctionType(self.vector, [self.vector.as_pointer(), ir.IntType(32), bits, self.vector])
+        name = f"llvm.masked.load.v{self.lanes}f{8 * self.size}.p0"
+        load = cgutils.get_or_insert_function(self.b.module, kind, name)
+        return self.b.call(load, [self.pointer(*offsets), ir.Constant(ir.IntType(32), self.size), lanes, self.zero])
+
     def numbers(self, tuple_):
         return [self.b.extract_value(tuple_, i) for i in range(4)]
 

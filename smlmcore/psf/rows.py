@@ -4,9 +4,10 @@ The shift between pixels and coefficients is the same for all pixels of an image
 are done one after another: over z, 4 planes become one (and one with the slopes), then over x, then over y.  That is
 16 multiplications a pixel for value and derivatives, where 64 polynomial coefficients a voxel take 256.
 
-Written as vector IR, because numba's own loops check every index, and because the vectors of a row stay in registers.
-A row takes `blocks` vectors of 16, with room for the three neighbours beyond its end; in memory rows are `stride`
-apart.  What stands in lanes beyond the image's width is finite and means nothing.
+Written as vector IR, because numba's own loops check every index, and because nothing then leaves the registers but
+the result: 16 columns of coefficients, shifted by up to 3 lanes, make `WHOLE` = 13 pixels of a row, and the last four
+rows are kept for the sum over y.  In memory rows are `stride` apart.  What stands in lanes beyond the image's width is
+finite and means nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ..interpolate.cpu import cubic, cubic_slopes
 from ..interpolate.simd import Rows, combine
 
 LANES = 16
+WHOLE = LANES - 3  # pixels that a vector of coefficients is enough for
 PAD = 8  # zeros around the coefficients of each plane, so that an image rarely reaches beyond
 _INT = ir.IntType(64)
 
@@ -30,7 +32,7 @@ _INT = ir.IntType(64)
 @numba.njit(cache=True, error_model="numpy")
 def blocks_of(w):
     """Vectors of a row for images of width w."""
-    return (w + 3 + LANES - 1) // LANES
+    return (w + WHOLE - 1) // WHOLE
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -39,15 +41,10 @@ def stride_of(w):
     return blocks_of(w) * LANES + LANES
 
 
-def scratch_size(h: int, w: int) -> int:
-    """Numbers of scratch memory that `evaluate` needs, zeros at first."""
-    return (9 * (h + 3) + 4 * h) * stride_of(w)
-
-
 @numba.njit(cache=True, error_model="numpy")
-def output_at(h, w):
-    """Where in scratch the images begin: f, df/dx, df/dy, df/dz, (h, stride) each."""
-    return 5 * (h + 3) * stride_of(w)
+def scratch_size(h, w):
+    """Numbers of scratch memory that `evaluate` needs, zeros at first: four images, four planes of coefficients."""
+    return (4 * h + 4 * (h + 3)) * stride_of(w)
 
 
 def _passes(slopes: bool):
@@ -58,59 +55,43 @@ def _passes(slopes: bool):
         number = lambda v: ir.Constant(_INT, v)  # noqa: E731
         source = Rows(context, b, signature.args[0], c, o, LANES)
         target = Rows(context, b, signature.args[12], scratch, number(0), LANES)
-        rows = b.add(h, number(3))
-        lanes = b.mul(blocks, number(LANES))
-        stride = b.add(lanes, number(LANES))
-        section = b.mul(rows, stride)
-        output = b.mul(section, number(5))
+        stride = b.add(b.mul(blocks, number(LANES)), number(LANES))
         image = b.mul(h, stride)
+        # the last three rows of f, df/dx and df/dz, before the sum over y
+        before = [[cgutils.alloca_once(b, source.vector) for _ in range(3)] for _ in range(3 if slopes else 1)]
 
-        def place(base, *terms):  # pointer to a vector of scratch
-            p = b.gep(target.start, [base])
-            for term in terms:
-                p = b.gep(p, [term])
-            return b.bitcast(p, target.vector.as_pointer())
+        def shifted(v):
+            lanes = ir.VectorType(ir.IntType(32), LANES)
+            return [b.shuffle_vector(v, source.zero, ir.Constant(lanes, [*range(k, k + LANES)])) for k in range(4)]
 
-        def load(*terms):
-            return b.load(place(*terms), align=target.size)
-
-        def store(value, *terms):
-            b.store(value, place(*terms), align=target.size)
-
-        def loops(count):
-            """The places of all vectors of `count` rows, relative to the first of a section."""
-            with cgutils.for_range(b, count) as row, cgutils.for_range(b, blocks) as block:
-                column = b.mul(block.index, number(LANES))
-                yield row.index, column, b.add(b.mul(row.index, stride), column)
-
-        def at(index):
-            return b.mul(section, number(index))
-
-        for row, column, here in loops(rows):
+        def advance(row, column):
+            """Take in a row of coefficients: four rows of f, df/dx and df/dz, this one last."""
             first = b.add(b.mul(row, sy), column)
             planes = [source.load((sz, i), (first, 1)) for i in range(4)]
-            for i, plane in enumerate(combine(source, planes, *((wz, dz) if slopes else (wz,)))):
-                store(plane, at(i), here)
-        for _, _, here in loops(rows):
-            near = [load(here, number(k)) for k in range(4)]
-            for i, row in enumerate(combine(target, near, *((wx, dx) if slopes else (wx,))), 2):
-                store(row, at(i), here)
-            if slopes:
-                near = [load(at(1), here, number(k)) for k in range(4)]
-                store(combine(target, near, wx)[0], at(4), here)
-        for _, _, here in loops(h):
-            near = [load(at(2), here, b.mul(stride, number(k))) for k in range(4)]
-            found = combine(target, near, *((wy, dy) if slopes else (wy,)))
-            positive = b.fcmp_ordered(">", found[0], target.zero)
-            found[0] = b.select(positive, found[0], target.zero)
-            if slopes:
-                for index in (3, 4):
-                    near = [load(at(index), here, b.mul(stride, number(k))) for k in range(4)]
-                    found += combine(target, near, wy)
-                value, d_y, d_x, d_z = found
-                found = [value, *(b.select(positive, v, target.zero) for v in (d_x, d_y, d_z))]
-            for i, v in enumerate(found):
-                store(v, b.add(output, b.mul(image, number(i))), here)
+            flat, *slope = combine(source, planes, *((wz, dz) if slopes else (wz,)))
+            new = combine(source, shifted(flat), *((wx, dx) if slopes else (wx,)))
+            for v in slope:
+                new += combine(source, shifted(v), wx)
+            four = [[*map(b.load, places), v] for places, v in zip(before, new, strict=True)]
+            for places, values in zip(before, four, strict=True):
+                for place, v in zip(places, values[1:], strict=True):
+                    b.store(v, place)
+            return four
+
+        with cgutils.for_range(b, blocks) as block:
+            column = b.mul(block.index, number(WHOLE))
+            for i in range(3):
+                advance(number(i), column)
+            with cgutils.for_range(b, h) as row:
+                four, *others = advance(b.add(row.index, number(3)), column)
+                value, *found = combine(target, four, *((wy, dy) if slopes else (wy,)))
+                found = [combine(target, other, wy)[0] for other in others[:1]] + found
+                found += [combine(target, other, wy)[0] for other in others[1:]]
+                positive = b.fcmp_ordered(">", value, target.zero)
+                here = b.add(b.mul(row.index, stride), column)
+                for i, v in enumerate((value, *found)):
+                    v = b.select(positive, v, target.zero)
+                    b.store(v, target.pointer((image, i), (here, 1)), align=target.size)
         return context.get_dummy_value()
 
     @intrinsic
@@ -138,7 +119,7 @@ def _times(w, factor):
 
 @numba.njit(cache=True, error_model="numpy")
 def evaluate(x, y, z, table, size, geometry, h, w, slopes, scratch):
-    """Fill scratch with f and, if `slopes`, its derivatives to x, y, z for an image (h, w); see `output_at`.
+    """Fill scratch with f and, if `slopes`, its derivatives to x, y, z: images (h, stride), one after another.
 
     `table`: coefficients of `size` (p, q, r), flat, one plane mirrored at either end and PAD zeros around;
     `geometry`: z, y, x of the centre in it and 1 / (distance of its planes).
@@ -161,7 +142,7 @@ def evaluate(x, y, z, table, size, geometry, h, w, slopes, scratch):
     fits = j >= 0 and k >= 0 and j + h + 3 <= q and k + w + 3 <= r
     if not fits or o + 3 * sz + (h + 2) * sy + blocks * LANES > table.size:
         c, sz, sy = scratch, (h + 3) * stride, stride
-        o = output_at(h, w) + 4 * h * stride
+        o = 4 * h * stride
         for plane in range(4):
             for row in range(h + 3):
                 to, start = o + plane * sz + row * sy, ((kz - 1 + plane) * q + j + row) * r + k

@@ -92,12 +92,12 @@ def _fill(theta, table, size, geometry, value, partials, scratch):
     """value (h, w) and partials (5, h, w) of one image."""
     h, w = value.shape
     rows.evaluate(theta[0], theta[1], theta[2], table, size, geometry, h, w, True, scratch)
-    output, stride = rows.output_at(h, w), rows.stride_of(w)
+    stride = rows.stride_of(w)
     photons, background = theta[3], theta[4]
     known = theta[0] + theta[1] + theta[2]  # NaN makes the image NaN
     bad = known - known
     for i in range(h):
-        at = output + i * stride
+        at = i * stride
         for j in range(w):
             f = scratch[at + j] + bad
             value[i, j] = photons * f + background
@@ -120,7 +120,7 @@ def _partials_cpu(parameters, table, geometry, value, partials):
     n, h, w = value.shape
     flat = table.reshape(-1)
     for i in numba.prange(n):
-        scratch = np.zeros((9 * (h + 3) + 4 * h) * rows.stride_of(w), value.dtype)
+        scratch = np.zeros(rows.scratch_size(h, w), value.dtype)
         _fill(parameters[i], flat, table.shape, geometry, value[i], partials[i], scratch)
 
 
@@ -129,14 +129,14 @@ def _render_cpu(x, y, z, photons, background, table, geometry, image):
     n, h, w = image.shape
     flat = table.reshape(-1)
     for i in numba.prange(n):
-        scratch = np.zeros((9 * (h + 3) + 4 * h) * rows.stride_of(w), image.dtype)
+        scratch = np.zeros(rows.scratch_size(h, w), image.dtype)
         image[i] = background[i]
         for k in range(x.shape[1]):
             rows.evaluate(x[i, k], y[i, k], z[i, k], flat, table.shape, geometry, h, w, False, scratch)
             known = x[i, k] + y[i, k] + z[i, k]
             bad = known - known
             for r in range(h):
-                at = rows.output_at(h, w) + r * rows.stride_of(w)
+                at = r * rows.stride_of(w)
                 for c in range(w):
                     image[i, r, c] += photons[i, k] * scratch[at + c] + bad
 
@@ -146,7 +146,7 @@ def _render_vjp_cpu(x, y, z, photons, table, geometry, gradient, gx, gy, gz, gph
     n, h, w = gradient.shape
     flat, zero = table.reshape(-1), gradient.dtype.type(0)
     for i in numba.prange(n):
-        scratch = np.zeros((9 * (h + 3) + 4 * h) * rows.stride_of(w), gradient.dtype)
+        scratch = np.zeros(rows.scratch_size(h, w), gradient.dtype)
         total = zero
         for r in range(h):
             for c in range(w):
@@ -157,7 +157,7 @@ def _render_vjp_cpu(x, y, z, photons, table, geometry, gradient, gx, gy, gz, gph
             image = h * rows.stride_of(w)
             sf = sx = sy = sz = zero
             for r in range(h):
-                at = rows.output_at(h, w) + r * rows.stride_of(w)
+                at = r * rows.stride_of(w)
                 for c in range(w):
                     g = gradient[i, r, c]
                     sf += g * scratch[at + c]
