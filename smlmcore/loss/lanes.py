@@ -9,8 +9,8 @@ products and no division, the exponential updated by exp(−1/v).  Where it is s
 take more than MOST terms, it is an integral (to exp(−2π²s²)), and the trapezoidal rule with steps of 0.8 s gives it to
 1e-13: NODES evaluations at any width (Trefethen and Weideman 2014, SIAM Review 56, 385).
 
-Cost on one thread per pixel, float64: shifted 4 divisions and 2 logarithms; exact 4 logarithms, 2 exponentials and 8
-flops a term, 20 to 40 terms at a read noise of 1.5 electrons.
+Cost on one thread per pixel: 4 logarithms, 2 exponentials and 8 flops a term, 20 to 40 terms at a read noise of 1.5
+electrons.
 """
 
 from __future__ import annotations
@@ -79,29 +79,6 @@ def stirling(inverse):
     """log Γ(z + 1) − (z log z − z + ½ log 2πz) for 1/z, to 3e-15 from z = 10 on."""
     y = inverse * inverse
     return inverse * (1 / 12 - y * (1 / 360 - y * (1 / 1260 - y * (1 / 1680 - y * (1 / 1188 - y * (691 / 360360))))))
-
-
-@numba.njit(cache=True, error_model="numpy")
-def shifted(w):
-    """NLL and SLOPE of MU, D, V (V > 0 or MU > 0), in the shifted Poisson form.
-
-    With z = x from 10 on, and below with z = x + 10, log Γ(x+1) = log Γ(z+1) − log P, P = (x+1)...(x+10), in both cases
-    nll = −x log(m/z) + log(zⁿ √z / P) + m − z + ½ log 2π + stirling(z), n = 0 or 10, P = 1 or as above.
-    """
-    for j in range(LANES):
-        mean, x = w[MU + j] + w[V + j], max(w[D + j] + w[V + j], 0.0)
-        low = x < 10.0
-        z = x + 10.0 if low else x
-        a, b, c = (x + 1.0) * (x + 10.0), (x + 2.0) * (x + 9.0), (x + 3.0) * (x + 8.0)
-        product = a * b * c * ((x + 4.0) * (x + 7.0)) * ((x + 5.0) * (x + 6.0))
-        square = z * z
-        power = square * square * square * square * square
-        ratio = power / product if low else 1.0
-        inverse_mean, inverse = 1.0 / mean, 1.0 / z
-        value = x * log1p((z - mean) * inverse_mean) + log(ratio * math.sqrt(z)) + (mean - z)
-        value += HALF_LOG_TAU + stirling(inverse)
-        w[NLL + j] = mean if x == 0.0 else value
-        w[SLOPE + j] = 1.0 - x * inverse_mean
 
 
 @numba.njit(cache=True, error_model="numpy")

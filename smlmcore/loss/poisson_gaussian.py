@@ -17,8 +17,10 @@ infinite and the slope that of μ = 0, pointing back.  Slopes are finite: they s
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -28,11 +30,18 @@ from scipy.special import gammaln, logsumexp
 from .. import backend, kernel
 from ..autograd import op
 from ..backend import Array
-from . import lanes
+from . import lanes, shifted
 
 LANES = lanes.LANES
 CHUNK = 64 * LANES  # pixels of one thread at a time
 LARGEST = {4: 3.4e38, 8: 1.7e308}  # steepest slope, by bytes of the dtype
+
+
+def _threads(function):
+    """Compile for many threads; the name tells numba's disk cache of changes in the modules it calls, unseen by it."""
+    text = "".join(Path(module.__file__).read_text() for module in (lanes, shifted))
+    function.__qualname__ += "_" + hashlib.sha256(text.encode()).hexdigest()[:8]
+    return numba.njit(cache=True, error_model="numpy", parallel=True)(function)
 
 
 def _reference(prediction, data, variance, exact, nll, slope):
@@ -70,11 +79,33 @@ def _log_poisson(x, mu):
     return np.where(x < 16, x * np.log(mu) - mu - gammaln(x + 1), large)
 
 
-@numba.njit(cache=True, error_model="numpy", parallel=True)
 def _cpu(prediction, data, variance, exact, nll, slope):
+    (_exact if exact else _shifted)(prediction, data, variance, nll, slope)
+
+
+@_threads
+def _shifted(prediction, data, variance, nll, slope):
+    single = prediction.itemsize == 4
+    size = prediction.size
+    for chunk in numba.prange(-(-size // CHUNK)):
+        first, last = chunk * CHUNK, min((chunk + 1) * CHUNK, size)
+        mu, d, v, value, gradient = (
+            prediction[first:last],
+            data[first:last],
+            variance[first:last],
+            nll[first:last],
+            slope[first:last],
+        )
+        if shifted.pixels(mu, d, v, value, gradient):
+            for i in range(last - first):
+                if math.isnan(gradient[i]):
+                    value[i], gradient[i] = _bounded(mu[i], d[i], v[i], False, single)
+
+
+@_threads
+def _exact(prediction, data, variance, nll, slope):
     # In float64 whatever the dtype, but only the stored precision is summed for.
     single = prediction.itemsize == 4
-    steepest = -3.4e38 if single else -1.7e308
     size = prediction.size
     for chunk in numba.prange(-(-size // CHUNK)):
         w = np.empty(lanes.FIELDS * LANES)
@@ -82,23 +113,24 @@ def _cpu(prediction, data, variance, exact, nll, slope):
             for j in range(LANES):
                 i = min(start + j, size - 1)
                 mu, d, v = np.float64(prediction[i]), np.float64(data[i]), np.float64(variance[i])
-                plain = mu > 1e-30 and mu < 1e12 and abs(d) < 1e12 and v < 1e12 and v >= (5e-3 if exact else 0.0)
+                plain = mu > 1e-30 and mu < 1e12 and abs(d) < 1e12 and v < 1e12 and v >= 5e-3
                 w[lanes.MU + j], w[lanes.D + j] = (mu, d) if plain else (1.0, 1.0)
                 w[lanes.V + j], w[lanes.PLAIN + j] = (v, 1.0) if plain else (1.0, 0.0)
                 w[lanes.STATE + j] = lanes.SUMMED
-            if exact:
-                lanes.exact(w, 1e-9 if single else 1e-14)
-            else:
-                lanes.shifted(w)
+            lanes.exact(w, 1e-9 if single else 1e-14)
             for j in range(min(LANES, size - start)):
                 i = start + j
                 if w[lanes.PLAIN + j] > 0 and w[lanes.STATE + j] != lanes.FAILED:
-                    nll[i], slope[i] = w[lanes.NLL + j], max(w[lanes.SLOPE + j], steepest)
+                    nll[i], slope[i] = w[lanes.NLL + j], max(w[lanes.SLOPE + j], -3.4e38 if single else -1.7e308)
                 else:
-                    value, gradient = _pixel(
-                        np.float64(prediction[i]), np.float64(data[i]), np.float64(variance[i]), exact, single
-                    )
-                    nll[i], slope[i] = value, max(gradient, steepest) if gradient < 1 else gradient
+                    nll[i], slope[i] = _bounded(prediction[i], data[i], variance[i], True, single)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _bounded(mu, d, v, exact, single):
+    """Any pixel in float64, its slope no steeper than the dtype holds."""
+    value, gradient = _pixel(np.float64(mu), np.float64(d), np.float64(v), exact, single)
+    return value, max(gradient, -3.4e38 if single else -1.7e308) if gradient < 1 else gradient
 
 
 @numba.njit(cache=True, error_model="numpy")
