@@ -115,6 +115,64 @@ def test_any_psf_and_parameters_of_each_molecule():
     assert len(empty.truth) == 0
 
 
+PUPIL = psf.Pupil(1.4, 0.68, 1.518, 1.518, 0.1, vectorial=False, samples=64, zernike={(2, 2): 0.8})
+Z = np.linspace(-0.3, 0.3, 7)
+
+
+@pytest.fixture(scope="module")
+def models():
+    """A pupil, and the spline through its volume."""
+    return PUPIL, psf.Spline.from_array(PUPIL.volume(np.linspace(-0.5, 0.5, 11), (33, 33)), dz=0.1)
+
+
+def test_pupils_and_splines_in_movies_are_drawn_as_by_themselves(models):
+    sites = simulate.points(SHAPE, 7, np.random.default_rng(1))
+    for model in models:
+        movie = simulate.Movie(sites, SHAPE, 3, simulate.Blinking(0.5), model, {"z": Z}, background=0.0, patch=15)
+        list(movie.chunks(np.random.default_rng(0)))
+        truth = movie.truth
+        assert len(truth) > 3
+        image = movie.render(truth, 0, 3)
+        row = next(r for r in truth if 9 < r["x"] < 46 and 9 < r["y"] < 30)
+        left, top = round(row["x"]) - 7, round(row["y"]) - 7
+        values = {k: [row[k]] for k in ("z", "photons")} | {"x": [row["x"] - left], "y": [row["y"] - top]}
+        alone = model.render({**values, "background": [0.0]}, (15, 15))[0]
+        got = movie.render(truth[truth == row], 0, 3)[row["frame"], top : top + 15, left : left + 15]
+        np.testing.assert_allclose(got, alone, atol=1e-4 * alone.max())
+        assert image[row["frame"]].sum() >= 0.99 * got.sum()
+
+
+def test_zernikes_of_a_training_set():
+    ranges = {"x": (7, 8), "y": (7, 8), "z": (-0.2, 0.2), "photons": (1e6, 2e6), "background": (5, 9)}
+    modes = {(2, 2): (-0.5, 0.5), (3, 1): (0.0, 0.4)}
+    images, labels = simulate.spots(np.random.default_rng(0), 3, (15, 15), PUPIL, ranges, zernike=modes)
+    assert labels["zernike"].shape == (3, 2)
+    for i, (a, b) in enumerate(labels["zernike"]):
+        model = psf.Pupil(
+            1.4, 0.68, 1.518, 1.518, 0.1, vectorial=False, samples=64, zernike={(2, 2): 0.8 + a, (3, 1): b}
+        )
+        expected = model.render({k: labels[k][i : i + 1] for k in model.names}, (15, 15))[0]
+        z = (images[i] - expected) / np.sqrt(expected)
+        assert abs((z**2).mean() - 1) < 5 * np.sqrt(2 / z.size)
+    gaussian = {k: ranges[k] for k in ("x", "y", "photons", "background")}
+    with pytest.raises(ValueError, match=r"only psf\.Pupil"):
+        simulate.spots(np.random.default_rng(0), 3, (15, 15), psf.Gaussian2D(1.2), gaussian, zernike=modes)
+
+
+def test_psfs_by_name_and_file(models, tmp_path):
+    for model, kind in zip(models, ("pupil", "spline"), strict=True):
+        path = tmp_path / f"{kind}.npz"
+        model.save(path)
+        movie, _ = simulate.from_config({**CONFIG, "psf": {"kind": kind, "file": str(path), "z": [-0.2, 0.3]}})
+        assert type(movie.psf) is type(model)
+        assert -0.2 <= movie.parameters["z"].min() < movie.parameters["z"].max() <= 0.3
+    given = {"kind": "astigmatic", "sigma0": 1.2, "gamma": 0.25, "depth": 0.4, "z": 0.1}
+    movie, rng = simulate.from_config({**CONFIG, "psf": given})
+    assert np.isfinite(movie.psf.constants).all()
+    assert [c.shape for c in movie.chunks(rng)] == [(5, 32, 40)]
+    assert (movie.truth["z"] == 0.1).all()
+
+
 def test_structures_are_what_they_are_called():
     rng = np.random.default_rng(0)
     ring = simulate.rings((200, 200), 1, 20.0, np.random.default_rng(8))
@@ -182,7 +240,8 @@ def test_the_command_with_a_config_file(tmp_path, capsys):
     [
         ({"colour": 3}, "the setting 'colour'"), ({"structure": {"kind": "cat"}}, "structure kind 'cat'"),
         ({"structure": {"kind": "rings", "count": 3}}, "radius"), ({"background": {"kind": "sea"}}, "background kind"),
-        ({"psf": {"kind": "pupil"}}, "psf of kind gaussian"), ({"blinking": {"speed": 3}}, "speed"),
+        ({"psf": {"kind": "pupil"}}, "file"), ({"psf": {"kind": "cat"}}, "psf of kind 'cat'"),
+        ({"blinking": {"speed": 3}}, "speed"),
         ({"camera": {"offset": 1}}, "gain"), ({"camera": "no.npz"}, "no such file"),
     ],
 )  # fmt: skip

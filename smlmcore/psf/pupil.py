@@ -434,6 +434,18 @@ class Pupil(PSF):
             "z_range": list(self.z_range),
         }
 
+    def aberrated(self, zernike: Mapping[tuple[int, int], float]) -> Pupil:
+        """The same PSF with the coefficients {(n, m): radians} added to its own.
+
+        >>> psf = Pupil(1.4, 0.68, 1.518, 1.518, 0.1, zernike={(2, 2): 0.5})
+        >>> psf.aberrated({(2, 2): 0.1, (3, 1): -0.2}).zernike.round(3)
+        array([ 0.6, -0.2])
+        """
+        total = dict(zip(self.modes, _data(self.zernike), strict=True))
+        for mode, coefficient in zernike.items():
+            total[tuple(mode)] = total.get(tuple(mode), 0.0) + coefficient
+        return type(self)(**self._settings(), zernike=total, phase=self.phase, magnitude=self.magnitude)
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write the PSF to `path` (.npz, no pickle; docs/pupil.md describes the file)."""
         from ..data import atomic

@@ -6,7 +6,9 @@ seed: 1
 structure: {kind: filaments, count: 20}     # points, lines, rings, filaments, grid, nuclear_pores, siemens_star,
 label: {density: 0.1, linker: 0.05}         # or {kind: table, file: ...}, {kind: image, file: ..., count: ...}
 blinking: {on_rate: 0.001, off_rate: 0.5, bleach_rate: 0.0, photons: 2000, spread: 0.3}
-psf: {kind: gaussian, sigma: 1.3}
+psf: {kind: gaussian, sigma: 1.3}   # or {kind: astigmatic, sigma0: 1.2, gamma: 0.25, depth: 0.4, z: [-0.5, 0.5]}, or
+                                    # {kind: pupil, file: ..., z: 0.2}, {kind: spline, file: ..., z: ...}; z in um, one
+                                    # number, or uniform between two
 background: {kind: field, low: 5, high: 20, scale: 30}   # or a number, or {kind: gradient, low: ..., high: ...}
 drift: 0.01
 camera: {offset: 100, gain: 0.5, read_noise: 1.5, pixel_size: 0.1}   # or a file that Camera.save wrote
@@ -20,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..camera import Camera
-from ..psf import Gaussian2D
+from ..psf import PSF, AstigmaticGaussian, Gaussian2D, Pupil, Spline
 from . import structures
 from .blinking import Blinking
 from .isolated import filaments
@@ -47,9 +49,7 @@ def from_config(settings: Mapping[str, Any]) -> tuple[Movie, np.random.Generator
     try:
         sites = _sites(dict(settings.get("structure", {"kind": "filaments"})), shape, rng)
         sites = structures.label(sites, rng, **settings.get("label", {}))
-        psf = dict(settings.get("psf", {}))
-        if psf.pop("kind", "gaussian") != "gaussian":
-            raise ValueError("expected psf of kind gaussian; other PSFs are for simulate.Movie(psf=...)")
+        psf, parameters = _psf(dict(settings.get("psf", {})), len(sites), rng)
         camera = settings.get("camera")
         return (
             Movie(
@@ -57,7 +57,8 @@ def from_config(settings: Mapping[str, Any]) -> tuple[Movie, np.random.Generator
                 shape,
                 int(settings.get("frames", 1000)),
                 Blinking(**settings.get("blinking", {})),
-                Gaussian2D(sigma=float(psf.pop("sigma", 1.3)), **psf),
+                psf,
+                parameters,
                 background=_background(settings.get("background", 10.0), shape, rng),
                 drift=settings.get("drift", 0.0),
                 camera=Camera.load(camera) if isinstance(camera, str) else None if camera is None else Camera(**camera),
@@ -86,6 +87,20 @@ def _sites(options: dict[str, Any], shape: tuple[int, int], rng: np.random.Gener
     if kind == "grid":
         return structures.grid(shape, **options)
     return getattr(structures, kind)(shape, rng=rng, **options)
+
+
+def _psf(options: dict[str, Any], sites: int, rng: np.random.Generator) -> tuple[PSF, dict[str, np.ndarray]]:
+    """The PSF, and what it has beside x, y, photons and background, of each site."""
+    kind = options.pop("kind", "gaussian")
+    if kind == "gaussian":
+        return Gaussian2D(sigma=float(options.pop("sigma", 1.3)), **options), {}
+    z = np.broadcast_to(np.asarray(options.pop("z", 0.0), float), 2)
+    parameters = {"z": rng.uniform(*z, sites)}
+    if kind == "astigmatic":
+        return AstigmaticGaussian(**options), parameters
+    if kind in ("pupil", "spline"):
+        return (Pupil if kind == "pupil" else Spline).load(options.pop("file"), **options), parameters
+    raise ValueError(f"simulate got psf of kind {kind!r}; expected gaussian, astigmatic, pupil or spline")
 
 
 def _background(given: Any, shape: tuple[int, int], rng: np.random.Generator) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from inspect import signature
 from typing import Any
 
 import numba
@@ -10,7 +11,7 @@ import numpy as np
 
 from ..camera import Camera
 from ..data import table
-from ..psf import Gaussian2D
+from ..psf import Gaussian2D, Pupil
 from ..psf.base import PSF
 from .blinking import Blinking
 
@@ -24,7 +25,8 @@ class Movie:
     background is in `parameters`, a number for all or one for each site (sigma, z, ...).  `background`: photons per
     pixel, a number or a map (h, w), see `random_field`.  `drift`: (frames, 2) in pixels, or its random-walk standard
     deviation per √frame.  `camera`: default sCMOS of offset 100, 0.5 electrons per count and read noise 1.5.  `patch`:
-    odd side of the square that an emitter is drawn in, pixels (default 31, for a Gaussian 10 sigma).
+    odd side of the square around an emitter, pixels (default 31, for a Gaussian 10 sigma): one farther from the field
+    is left out, and a PSF that cannot draw each emitter where it is in a large image is drawn in such squares.
 
     `chunks(rng)` yields counts and fills `truth`, a table of frame, x, y, photons, background, molecule and the
     parameters, of everything lit at least `least` photons; emitters outside the field but within the patch shine in
@@ -116,6 +118,11 @@ class Movie:
 
     def render(self, rows: np.ndarray, start: int, stop: int) -> np.ndarray:
         """Expected photons, float32 (frames, height, width), of the emitters `rows` in frames `start` to `stop`."""
+        if "image" in signature(self.psf.render).parameters:  # draws each emitter where it is, in whole frames
+            values = {k: rows[k].astype(np.float32) for k in ("x", "y", "photons", *self.parameters)}
+            values["background"] = np.zeros(stop - start, np.float32)
+            out = self.psf.render(values, self.shape, image=rows["frame"].astype(np.int64) - start)
+            return np.add(out, self.background, out=out)
         out = np.empty((stop - start, *self.shape), np.float32)
         out[...] = self.background
         if len(rows):
@@ -162,12 +169,14 @@ def spots(
     ranges: Mapping[str, tuple[float, float]],
     camera: Camera | None = None,
     drop_out: float = 0.0,
+    zernike: Mapping[tuple[int, int], tuple[float, float]] | None = None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """A training set of single emitters: images (count, h, w), and their parameters (count,) each as labels.
 
     Every parameter of `psf` is uniform in its range (low, high) of `ranges`.  With chance `drop_out` the emitter is
     off: its photons, in the image and in the labels, are 0.  Images are photoelectrons after an exposure by `camera`,
-    or with Poisson noise alone where it is None.
+    or with Poisson noise alone where it is None.  `zernike`, for `psf.Pupil`: {(n, m): (low, high)}, radians, drawn
+    for each image and added to the pupil's phase; the labels have them under "zernike", (count, modes).
 
     >>> from smlmcore import psf
     >>> ranges = {"x": (4, 6), "y": (4, 6), "photons": (500, 900), "background": (5, 9), "sigma": (1, 1.4)}
@@ -179,6 +188,16 @@ def spots(
         raise ValueError(f"spots got ranges for {sorted(ranges)}; this PSF has {sorted(psf.names)}")
     labels = {name: rng.uniform(*ranges[name], count) for name in psf.names}
     labels["photons"] = np.where(rng.random(count) < drop_out, 0.0, labels["photons"])
-    expected = psf.render(labels, shape)
+    if zernike:
+        if not isinstance(psf, Pupil):
+            raise ValueError(f"spots got zernike and a PSF of {type(psf).__name__}; only psf.Pupil has them")
+        labels["zernike"] = np.stack([rng.uniform(*limits, count) for limits in zernike.values()], 1)
+        each = ({name: labels[name][i : i + 1] for name in psf.names} for i in range(count))
+        aberrated = (psf.aberrated(dict(zip(zernike, c, strict=True))) for c in labels["zernike"].tolist())
+        expected = np.empty((count, *shape))
+        for image, model, values in zip(expected, aberrated, each, strict=True):
+            image[...] = model.render(values, shape)[0]
+    else:
+        expected = psf.render(labels, shape)
     camera = Camera(0.0, 1.0) if camera is None else camera
     return camera.photoelectrons(camera.expose(expected, rng, np.float32)), labels
