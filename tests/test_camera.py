@@ -330,6 +330,7 @@ KINDS = {
     "coarse": Camera(400, 2.2, 3.0),
     "fine": Camera(90, 0.2, 1.0),
     "EMCCD": Camera(200, 12.0, 50.0, em_gain=300.0),
+    "EMCCD of low gain": Camera(200, 12.0, 10.0, em_gain=60.0),
 }  # fmt: skip
 
 
@@ -345,8 +346,8 @@ def test_a_camera_guessed_from_a_movie(kind):
             guess(movie)
         return
     found = guess(movie)
-    gain = np.median(camera.gain)
-    assert not found.em
+    gain = np.median(camera.gain) / (camera.em_gain or 1)
+    assert found.em == (kind == "EMCCD of low gain")
     assert abs(found.gain / gain - 1) < 0.1
     assert abs(found.offset - np.median(camera.offset)) < 2
     assert abs(found.offset - np.median(camera.offset)) < 5 * found.offset_error
