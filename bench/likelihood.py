@@ -21,9 +21,10 @@ from smlmcore import fit, psf
 from .accuracy import Cell, signal, simulate
 from .harness import Row
 
-SPOTS, STARTS, NATS = 10_000, 10, 1e-4
-FEW, PEAKS = 400, 12  # spots of a cell of little signal, and starts at the peaks of each
+SPOTS, STARTS, NATS = 2_000, 10, 1e-4
+FEW, PEAKS = 200, 12  # spots of a cell of little signal, and starts at the peaks of each
 WEAK = (
+    Cell(100, 10.0, 0.8, 21, 0.0),
     Cell(200, 100.0, 0.8, 11, 0.0),
     Cell(200, 300.0, 0.8, 11, 0.0),
     Cell(100, 100.0, 1.3, 15, 0.0),
