@@ -2,6 +2,16 @@
 
 The roofline is a copy of 256 MB in the same run, read and written once each.  A kernel whose arrays are read and
 written once and whose arithmetic is hidden comes near 1; a smaller fraction says that arithmetic decides.
+
+On a GPU also `fit.mle` of a Gaussian, first guess included, against the roofline of arithmetic.  Operations of one look
+at an image of 11 x 11 pixels (kernels/fit.cuh), additions and products one each, a division, square root, exp, erf and
+log1p taken as 1, 1, 10, 20 and 20:
+
+    a pixel: value and partials 11, weights 4, gradient 10, information 35, deviance 24, doubt and chi2 6      90 x 121
+    tables of both axes: for each of 22 pixels two exp, two erf and 15 others                                  75 x 22
+    the 23 sums over 32 lanes, and the step                                                                       900
+
+A fit takes one look at the start and one for each step.
 """
 
 from __future__ import annotations
@@ -9,11 +19,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numba
 import numpy as np
 
-from smlmcore import backend
+from smlmcore import backend, fit, psf
 from smlmcore.kernel import Argument
 from smlmcore.testing import all_kernels
 
@@ -44,6 +55,30 @@ def rows(device: str) -> Iterator[Row]:
         moved = sum(a.nbytes for a in (*inputs, *outputs) if backend.is_array(a))
         note = f"{moved / seconds / 1e9:.1f} GB/s, {moved / seconds / roofline:.0%} of the roofline"
         yield Row(f"{name} float32 {kernel.bench}", seconds, {}, note=note)
+    if device == "gpu":
+        yield direct_fits(move, device, arithmetic_peak())
+
+
+LOOK = 90 * 121 + 75 * 22 + 900  # operations of one look at an image
+
+
+def direct_fits(move: Callable[[np.ndarray], Any], device: str, peak: float, n: int = 500_000) -> Row:
+    """Fits a second of spots that are on the device, and their part of `peak`, operations a second."""
+    model = psf.Gaussian2D()
+    images, _ = fit.simulate_spots(model, min(n, 20_000), (11, 11), np.random.default_rng(0))
+    spots = move(np.resize(images, (n, 11, 11)))
+    looks = 1 + float(fit.mle(spots, model).iterations.mean())
+    seconds = timed(lambda: fit.mle(spots, model), device)
+    rate = n * looks * LOOK / seconds
+    note = f"{looks:.2f} looks a fit; {rate / 1e12:.2f} Tflop/s, {rate / peak:.0%} of {peak / 1e12:.1f}"
+    return Row("Poisson MLE of a Gaussian, 11x11, float32", seconds, {}, n, note=note)
+
+
+def arithmetic_peak() -> float:
+    """float32 operations a second of the GPU: two for each core and clock."""
+    device = __import__("cupy").cuda.Device()
+    cores = 64 if device.compute_capability in ("70", "72", "75", "80") else 128  # of a multiprocessor
+    return 2e3 * cores * device.attributes["MultiProcessorCount"] * device.attributes["ClockRate"]
 
 
 @numba.njit(parallel=True)
