@@ -4,6 +4,7 @@
 #include "astigmatic.cuh"
 #include "elliptic2d.cuh"
 #include "gaussian2d.cuh"
+#include "spline.cuh"
 
 // What all separable Gaussians share: tables of both axes, the value, and four derivatives.
 struct Separable {
@@ -86,21 +87,39 @@ struct Rotated2D {  // x, y, photons, background, sigma_x, sigma_y, angle
     }
 };
 
-constexpr int WARPS = 4;
+struct Spline {  // x, y, z, photons, background; constants: size (3) and geometry (4) of the table, its coefficients
+    static constexpr int P = 5;
+    using Tables = SplineColumns;
+    static __device__ void prepare(const REAL* theta, const REAL* constants, Tables& t, int lane) {
+        const SplineTable table = {constants + 7, constants + 3, int(constants[0]), int(constants[1]), int(constants[2])};
+        spline_columns(table, theta[0], theta[1], theta[2], t, lane, 32);
+    }
+    static __device__ REAL pixel(const REAL* theta, const REAL*, const Tables& t, int p, REAL* d) {
+        const SplinePixel s = spline_pixel(t, p);
+        d[0] = theta[3] * s.d_x;
+        d[1] = theta[3] * s.d_y;
+        d[2] = theta[3] * s.d_z;
+        d[3] = s.f;
+        d[4] = REAL(1);
+        return theta[4] + theta[3] * s.f;
+    }
+};
+
+constexpr int WARPS = 4, PAIR = 2;  // of a block; two where the tables of a large image fill the shared memory
 // At once on a multiprocessor: leaves registers for all sums of five parameters, and of more.
 constexpr int BLOCKS = sizeof(REAL) == 4 ? 4 : 2, FEWER = sizeof(REAL) == 4 ? 3 : 2;
 
 // variance: none (m = 0), one map (m = 1) or one for each image (m = n); limits: lower, upper, step, factor.
-template <class PSF>
+template <class PSF, int COUNT = WARPS>
 __device__ void fit_images(const REAL* spots, const REAL* variance, const REAL* initial, const REAL* limits,
                            const REAL* constants, const int* fixed, const REAL* tolerance, int max_iterations,
                            REAL* parameters, REAL* errors, REAL* log_likelihood, REAL* chi2, int* status,
                            int* iterations, int n, int m) {
     constexpr int P = PSF::P;
-    __shared__ Shared<PSF> shared[WARPS];
+    __shared__ Shared<PSF> shared[COUNT];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Limits<P> given = {limits, limits + P, limits + 2 * P, limits + 3 * P, fixed};
-    for (int i = blockIdx.x * WARPS + warp; i < n; i += gridDim.x * WARPS) {
+    for (int i = blockIdx.x * COUNT + warp; i < n; i += gridDim.x * COUNT) {
         const REAL* map = m ? variance + (size_t)(m == 1 ? 0 : i) * H * W : nullptr;
         fit_image<PSF>(spots + (size_t)i * H * W, map, initial + (size_t)i * P, constants, given, max_iterations,
                        tolerance[0], shared[warp], lane, parameters + (size_t)i * P, errors + (size_t)i * P,
@@ -131,4 +150,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, FEWER) fit_astigmatic(F
 }
 extern "C" __global__ void __launch_bounds__(32 * WARPS, FEWER) fit_rotated2d(FIT_ARGUMENTS) {
     fit_images<Rotated2D>(FIT_NAMES);
+}
+extern "C" __global__ void __launch_bounds__(32 * PAIR, 2 * FEWER) fit_spline(FIT_ARGUMENTS) {
+    fit_images<Spline, PAIR>(FIT_NAMES);
 }

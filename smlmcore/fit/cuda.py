@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import backend, kernel
-from ..psf import AstigmaticGaussian, EllipticGaussian2D, Gaussian2D
+from ..psf import AstigmaticGaussian, EllipticGaussian2D, Gaussian2D, Spline
 from ..psf.base import PSF
+from ..psf.rows import PAD
 from . import generic
 from .problem import Limits, limits
 from .refine import lockstep
 
 WARPS = 4  # of a block
+PAIR = 2  # of a block, for tables that fill the shared memory
 
 
 def device_kernel(psf: PSF) -> kernel.Kernel | None:
@@ -135,7 +137,7 @@ class Device(NamedTuple):
 
 
 def _register(
-    name: str, psf: PSF, make: Callable[[Any], PSF], ranges: Mapping[str, tuple[float, float]]
+    name: str, psf: PSF, make: Callable[[Any], PSF], ranges: Mapping[str, tuple[float, float]], warps: int = WARPS
 ) -> kernel.Kernel:
     """A kernel that fits PSFs like `psf`, which `make` makes of their constants; `ranges` of its own parameters."""
     p, k = len(psf.names), len(psf.constants)
@@ -147,10 +149,10 @@ def _register(
         "iterations[n]:int32",
         partial(_reference, make),
         cpu=partial(_cpu, make),
-        cuda=kernel.Cuda("fit.cu", lambda dims: -(-dims["n"] // WARPS), 32 * WARPS, ("h", "w")),
-        sample=lambda rng, n, h, w, m, max_iterations, k=k: _sample(psf, ranges, rng, n, h, w, m, max_iterations),
-        cases=tuple({"n": n, "h": h, "w": w, "m": m, "max_iterations": 20} for n, h, w, m in cases),
-        bench={"n": 100_000, "h": 11, "w": 11, "m": 0, "max_iterations": 20},
+        cuda=kernel.Cuda("fit.cu", lambda dims: -(-dims["n"] // warps), 32 * warps, ("h", "w")),
+        sample=lambda rng, n, h, w, m, max_iterations, k: _sample(psf, ranges, rng, n, h, w, m, max_iterations),
+        cases=tuple({"n": n, "h": h, "w": w, "m": m, "k": k, "max_iterations": 20} for n, h, w, m in cases),
+        bench={"n": 100_000, "h": 11, "w": 11, "m": 0, "k": k, "max_iterations": 20},
         tolerance=_tolerance,
     )
 
@@ -158,6 +160,22 @@ def _register(
 def _astigmatic(constants: Any) -> AstigmaticGaussian:
     pairs = np.reshape(np.asarray(constants, float), (2, 5)).T
     return AstigmaticGaussian(*map(tuple, pairs))
+
+
+def _spline(constants: Any) -> Spline:
+    """The spline PSF whose constants these are, in which the coefficients have a border."""
+    constants = np.asarray(constants, float)
+    table = constants[7:].reshape(constants[:3].astype(int))
+    (z, y, x), per_um = constants[3:6], constants[6]
+    return Spline(table[1:-1, PAD:-PAD, PAD:-PAD], 1 / per_um, (z - 1, y - PAD, x - PAD))
+
+
+def _like_astigmatic() -> Spline:
+    """Coefficients that need no filter: Gaussians of width 1.1 to 2 pixels, in x and in y each in focus elsewhere."""
+    z, u = np.linspace(-1, 1, 11), np.arange(-7.0, 8.0)
+    y, x = (np.exp(-(u**2) / (2 * (1.2 + 0.6 * (z[:, None] + at) ** 2))) for at in (-0.5, 0.5))
+    image = y[:, :, None] * x[:, None, :]
+    return Spline(image / image.sum((1, 2), keepdims=True), 0.1)
 
 
 _WIDTHS = {"sigma_x": (1.0, 1.2), "sigma_y": (1.3, 1.5)}
@@ -173,10 +191,12 @@ fit_rotated2d = _register(
 fit_astigmatic = _register(
     "fit_astigmatic", AstigmaticGaussian(1.2, gamma=0.2, depth=0.4, a=0.05), _astigmatic, {"z": (-0.3, 0.3)}
 )
+fit_spline = _register("fit_spline", _like_astigmatic(), _spline, {"z": (-0.3, 0.3)}, PAIR)
 
 DEVICES = (
     Device(Gaussian2D(), fit_gaussian2d),
     Device(EllipticGaussian2D(), fit_elliptic2d, lambda psf: not psf.rotated),
     Device(EllipticGaussian2D(rotated=True), fit_rotated2d, lambda psf: psf.rotated),
     Device(AstigmaticGaussian(1.0, 0.2, 0.4), fit_astigmatic),
+    Device(_like_astigmatic(), fit_spline),
 )

@@ -5,7 +5,7 @@ Which body does the work follows from the PSF and from where the images live; it
     Gaussian2D, NumPy     `lanes`: a spot in each SIMD lane
     Spline, NumPy         `spline`: a row of pixels in a vector
     any PSF, NumPy        `generic`: one spot after another
-    Gaussians, CuPy       `cuda`: the kernels of kernels/fit.cu
+    these two, CuPy       `cuda`: the kernels of kernels/fit.cu
     any PSF, CuPy         `refine`: array operations, all spots in step
 
 All of them do Fisher scoring with damping, and end each fit in one of `Status`.
