@@ -29,6 +29,9 @@ from numba import types
 from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
+from tqdm import tqdm
+
+from .memory import keep_freed
 
 AVX512 = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]  # of the machine numba compiles for
 VECTOR = 16 if AVX512 else 8  # floats of a vector
@@ -83,9 +86,14 @@ def shared(signature: Any) -> Callable[[Callable], Any]:
     return decorate
 
 
+@cache
 def link() -> None:
-    """Compile the `shared` functions, or load them from numba's cache; at once the second time."""
-    for one in _links:
+    """Compile the `shared` functions, or load them from numba's cache; at once the second time.
+
+    On a terminal a bar says so, if it takes long.
+    """
+    keep_freed()
+    for one in tqdm(_links, "compiling layers, once", unit="function", delay=0.5, leave=False, disable=None):
         one()
 
 

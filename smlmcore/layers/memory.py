@@ -1,0 +1,34 @@
+"""Freed memory stays with the process: else every training step gets it anew from the system, page by page."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+
+TRIM, MAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
+KEEP = 512 << 20  # bytes that may stay free: the arrays of one step of a large U-Net
+LARGEST = 32 << 20  # bytes of an array, the most that glibc takes here; larger ones are mapped one by one
+SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+
+
+@cache
+def keep_freed() -> bool:
+    """Let glibc's `malloc` keep up to `KEEP` freed bytes for later arrays; True if it does.
+
+    By itself it returns any array above 128 kB to the system (until it has seen a few freed), which then has to clear
+    each page again when it is next touched, in one thread at a time: a fifth of a step of a small U-Net.  It holds
+    for the whole process; who has set glibc's own variables, for example MALLOC_TRIM_THRESHOLD_, keeps them.  Other C
+    libraries are left as they are.
+
+    >>> keep_freed() == keep_freed()
+    True
+    """
+    if any(name in os.environ for name in SETTINGS):
+        return False
+    try:
+        os.confstr("CS_GNU_LIBC_VERSION")  # raises where the C library is another one
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, ValueError):
+        return False
+    return bool(mallopt(MAP, LARGEST) and mallopt(TRIM, KEEP))
