@@ -43,6 +43,17 @@ def test_twins_look_alike():
     )
 
 
+def test_the_likeliest_end_counts_at_the_ends_of_the_range_too():
+    p = OPTICS.replace(zernike=TRUTH)
+    rng = np.random.default_rng(3)
+    z = np.repeat([-0.59, 0.59], 150)  # noise drives half of them to the bound
+    images, truth = fit.simulate_spots(p, 300, SHAPE, rng, z=z, photons=(2000, 6000), background=(2, 6))
+    result = fit.locate(images, p, progress=False)
+    assert (result.status == fit.Status.at_bound).sum() > 30
+    assert (result.log_likelihood > fit.mle(images, p, initial=truth, progress=False).log_likelihood - 0.01).all()
+    assert np.abs((result.parameters - truth) / p.crlb(truth, SHAPE))[:, :3].max() < 5  # 1 in 10^6 draws is beyond
+
+
 def test_wrong_input_gets_one_clear_error():
     images = np.ones((20, *SHAPE))
     with pytest.raises(TypeError, match="Pupil"):

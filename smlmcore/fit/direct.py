@@ -300,7 +300,8 @@ def _try_again(problem: Problem, chunk: Chunk, out: tuple[Any, ...]) -> None:
     _fit_chunk(problem, part, second)
     (_, _, old_status, _, old, _), (_, _, status, _, new, _) = first, second
     xp = backend.module(new)
-    better = (status == Status.converged) & ((old_status != Status.converged) | (new > old))
+    ended = (old_status == Status.converged) | (old_status == Status.at_bound)  # a maximum of what is allowed
+    better = (status == Status.converged) & (~ended | (new > old))
     for a, before, values in zip(out, first, second, strict=True):
         a[astray] = xp.where(better.reshape(-1, *(1,) * (values.ndim - 1)), values, before)
 

@@ -4,7 +4,8 @@ Every image has its own x, y, z, photons and background, all share the pupil; `p
 Gauss-Newton steps, exact and at a cost linear in the number of images.  Three things keep it from going astray:
 
 - A flat pupil is a saddle: its images at z and -z are equal, so nothing tells which way to go.  Fits of a few hundred
-  images start at +-0.5 rad of either astigmatism, then at random; the best by likelihood goes on with all images.
+  images start at 0.5 rad of either astigmatism (-0.5 rad is the twin, below), then at random, with no more samples of
+  the pupil than its images need; the best by likelihood goes on with all images.
 - An image may sit in the wrong valley of z.  All z are looked through again (`psf.match`) as the pupil becomes known.
 - Tip, tilt and defocus are what x, y and z are for: they are 0 by convention.
 
@@ -71,7 +72,7 @@ def learn_pupil(
 
     `psf`: the optics, its `z_range` the range in which molecules are; if it has aberrations, learning starts there.
     `modes`: how many of Noll's modes, or which; piston, tip, tilt and defocus stay 0.  `variance`: read-noise variance,
-    a number, (h, w) or (n, h, w).  `starts`: the most starts, random from `seed` beyond the fourth; they end as soon as
+    a number, (h, w) or (n, h, w).  `starts`: the most starts, random from `seed` beyond the second; they end as soon as
     one explains the images to the noise.  A few hundred images suffice to see strong aberrations; errors fall as
     1 / sqrt(images).  The result may be the conjugate twin of the truth (module text): see `twin`.
 
@@ -89,15 +90,18 @@ def learn_pupil(
     few, few_v = images[some], v[some] if v.ndim == 3 else v
     results: list[float] = []
     best: tuple[float, Any] = (np.inf, None)
-    bar = tqdm(_starts(psf, phase, starts, rng), "learning", starts, unit="start", disable=None if progress else True)
+    coarse = _sampled(psf, min(psf.samples, int(1.2 * psf.samples_needed(images.shape[1:], psf.z_range))))
+    bar = tqdm(
+        _starts(coarse, phase, starts, rng), "learning", starts, unit="start", disable=None if progress else True
+    )
     with bar:
         for start in bar:
-            pupil, residual = _start(start, few, few_v, phase)
+            pupil, residual = _start(start, few, few_v, phase, best[0])
             results.append(residual)
             best = min(best, (residual, pupil), key=lambda pair: pair[0])
             if best[0] < 1 + 4 * np.sqrt(2.2 / np.isfinite(few).sum()):
                 break
-    return _finish(best[1], images, v, phase, results)
+    return _finish(_sampled(best[1], psf.samples), images, v, phase, results)
 
 
 def locate(images: Any, pupil: Pupil, variance: Any = None, **settings: Any) -> Result:
@@ -163,28 +167,41 @@ def _check(images: Any, psf: Pupil, variance: Any) -> tuple[np.ndarray, np.ndarr
 
 
 def _starts(psf, phase, count, rng):
-    """Pupils to start from: the user's if it has aberrations, +-0.5 rad of either astigmatism, then random ones."""
+    """Pupils to start from: the user's if it has aberrations, 0.5 rad of either astigmatism, then random ones."""
     if np.any(psf.zernike):
         count -= 1
         yield psf
     low = [mode for mode in phase if mode[0] <= 4]
-    for mode, sign in [(mode, sign) for mode in ASTIGMATISM for sign in (0.5, -0.5)][:count]:
-        yield psf.replace(zernike={mode: sign})
-    for _ in range(count - 4):
+    for mode in ASTIGMATISM[:count]:
+        yield psf.replace(zernike={mode: 0.5})
+    for _ in range(count - len(ASTIGMATISM)):
         yield psf.replace(zernike=rng.normal(0, 0.5, len(low)), modes=low)
 
 
-def _start(pupil, images, variance, phase):
-    """From `pupil` to the nearest maximum with few images; the pupil and chi2 per degree of freedom."""
+def _sampled(pupil, samples):
+    """The pupil with so many samples, rounded up to an even number; one that has maps of its own stays as it is."""
+    samples += samples % 2
+    if samples == pupil.samples or pupil.phase is not None or pupil.magnitude is not None:
+        return pupil
+    return Pupil(**{**pupil._settings(), "samples": samples}, zernike=pupil.zernike, modes=pupil.modes)
+
+
+def _start(pupil, images, variance, phase, best):
+    """From `pupil` to the nearest maximum with few images; the pupil and chi2 per degree of freedom.
+
+    A start whose chi2 is not below `best` by the time that most have arrived is not followed to its end.
+    """
     low = [mode for mode in phase if mode[0] <= 4]
+    free = np.isfinite(images).sum() - 5 * len(images) - len(phase)
     theta = None
     for modes, iterations in ((low, 5), (low, 5), (phase, 8), (phase, 20)):
         theta = _settled(pupil, images, variance, theta)
         joint = Joint(pupil, images, theta, variance, modes, prior=PRIOR, dtype=np.float32)
-        normal = joint.run(iterations, tolerance=0.1)
+        residual = float(joint.run(iterations, tolerance=0.1).chi2.sum() / free)
         pupil, theta = joint.psf, joint.theta
-    free = joint.seen.sum() - 5 * len(images) - len(phase)
-    return pupil, float(normal.chi2.sum() / free)
+        if modes is phase and residual > best:
+            break
+    return pupil, residual
 
 
 def _settled(pupil, images, variance, theta=None):
@@ -210,10 +227,7 @@ def _maximum(pupil, images, variance, theta):
 
 
 def _finish(pupil, images, variance, phase, results):
-    needed = pupil.samples_needed(images.shape[1:], pupil.z_range)
-    if needed > pupil.samples:
-        settings = {**pupil._settings(), "samples": needed + needed % 2}
-        pupil = Pupil(**settings, zernike=pupil.zernike, modes=pupil.modes)
+    pupil = _sampled(pupil, max(pupil.samples, pupil.samples_needed(images.shape[1:], pupil.z_range)))
     theta = _settled(pupil, images, variance)
     used = np.isfinite(theta).all(1)
     for last in (False, True):

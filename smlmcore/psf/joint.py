@@ -93,13 +93,6 @@ def derivatives(
     return photons * unit + background, partials
 
 
-def expected(psf: Pupil, theta: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Images (n, h, w) at `theta` (n, 5), whether or not the samples of the pupil suffice for them."""
-    none = np.zeros((0, psf.samples, psf.samples), theta.dtype)
-    blocks = (theta[i : i + 64] for i in range(0, max(len(theta), 1), 64))
-    return np.concatenate([derivatives(psf, block, shape, none, none)[0] for block in blocks])
-
-
 # ---------------------------------------------------------------- the problem
 
 OPTICS = ("na", "wavelength", "n_immersion", "n_medium", "pixel_size", "depth", "blur", "bead")  # that can be fitted

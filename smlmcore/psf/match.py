@@ -6,7 +6,6 @@ import numpy as np
 from scipy import fft
 
 from . import moments
-from .joint import expected
 from .pupil import Pupil
 
 
@@ -37,7 +36,7 @@ def place(psf: Pupil, images: np.ndarray, z: np.ndarray, reach: int = 3) -> np.n
     """
     data, weights = moments.weigh(images)
     h, w = shape = data.shape[1:]
-    templates = expected(psf, _centred(z, shape), shape)
+    templates = psf.partials(_centred(z, shape), shape)[0]
     found = np.empty((len(data), 5))
     for start in range(0, len(data), 256):
         rows = slice(start, start + 256)
@@ -45,7 +44,7 @@ def place(psf: Pupil, images: np.ndarray, z: np.ndarray, reach: int = 3) -> np.n
         best = score.reshape(len(score), -1).argmax(1)
         k, dy, dx = np.unravel_index(best, score.shape[1:])
         x, y = (w - 1) / 2 + dx - reach, (h - 1) / 2 + dy - reach
-        image = expected(psf, np.stack([x, y, z[k], np.ones(len(x)), np.zeros(len(x))], 1), shape)
+        image = psf.partials(np.stack([x, y, z[k], np.ones(len(x)), np.zeros(len(x))], 1), shape)[0]
         photons, background, _ = moments.brightness(image, data[rows], weights[rows])
         found[rows] = np.stack([x, y, z[k], photons, background], 1)
     return found
@@ -57,7 +56,7 @@ def focus(psf: Pupil, stack: np.ndarray, z: np.ndarray, offsets: np.ndarray, rea
     h, w = data.shape[1:]
     best, found = -1.0, (0.0, 0.0, 0.0)
     for offset in offsets:
-        templates = expected(psf, _centred(z + offset, (h, w)), (h, w))
+        templates = psf.partials(_centred(z + offset, (h, w)), (h, w))[0]
         total = sum(scores(t[None], d[None], reach)[0, 0] for t, d in zip(templates, data, strict=True))
         dy, dx = np.unravel_index(total.argmax(), total.shape)
         if total.max() > best:

@@ -29,7 +29,7 @@ from .. import backend
 from ..autograd import Tensor
 from ..loss import PoissonGaussian
 from . import moments, zernike
-from .joint import OPTICS, Joint, expected
+from .joint import OPTICS, Joint
 from .match import focus
 from .pupil import Pupil
 
@@ -336,7 +336,7 @@ class _Search:
 def bright(pupil, places, data, weights):
     """theta (n, 5) of x, y, z (n, 3) with the photons and the background that fit `data` best."""
     n = len(places)
-    unit = expected(pupil, np.column_stack([places, np.ones(n), np.zeros(n)]), data.shape[1:])
+    unit = pupil.partials(np.column_stack([places, np.ones(n), np.zeros(n)]), data.shape[1:])[0]
     photons, background, _ = moments.brightness(unit, data, weights)
     return np.column_stack([places, photons, background])
 
@@ -368,7 +368,7 @@ def _refined(model, search, data, variance, heights, phase, inner, optics, drift
             joint = Joint(pupil, images, theta, noise, phase, **more, bead=bead, own_xy=drift, prior=3.0)
             normal = joint.run(40)
             pupil, theta = joint.psf, joint.theta
-        mu = expected(pupil, theta, (h, w))
+        mu = pupil.partials(theta, (h, w))[0]
         strange = _neighbours(images, mu, joint.noise, theta[:, 4], beads)
         if attempt == 2 or not strange.any():
             break
@@ -430,7 +430,7 @@ def _pixelwise(joint, roughness, rounds=3):
 
 def _report(joint, errors, stacks, heights, count):
     (beads, nz), pupil, theta = stacks[:2], joint.psf, joint.theta
-    mu = expected(pupil, theta, stacks[2:])
+    mu = pupil.partials(theta, stacks[2:])[0]
     chi2 = np.where(joint.seen, (joint.data - mu) ** 2 / np.maximum(mu + joint.noise, 1e-6), 0).sum()
     k, last = len(joint.phase), len(joint.phase) + len(joint.magnitude)
     parameters = len(joint.shared) + len(joint.own) * len(theta) + len(joint.common) * beads
