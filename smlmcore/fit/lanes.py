@@ -147,8 +147,10 @@ def source(h: int, w: int, dtype: Any, free: tuple[int, ...], variance: bool, le
         "AXES": [("x", "PX", "X", w, w / 2), ("y", "PY", "Y", h, h / 2)],
         "PASSES": [("rows", "ACC", False)] + [("noise", "ACC2", True)] * least_squares,
         "LOADS": [("load", "DATA")] + [("load_variance", "VAR")] * variance,
+        "AROUND": [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)],
         "H": h,
         "W": w,
+        "large": h * w > LARGE,
         "variance": variance,
         "least_squares": least_squares,
         "free": [(j, SHORT[j]) for j in free],
@@ -190,6 +192,7 @@ def module(h: int, w: int, dtype: Any, free: tuple[int, ...], variance: bool, le
     return template.load(source(h, w, dtype, free, variance, least_squares), "lanes")
 
 
+LARGE = 144  # pixels from which on the first guess looks at 3 x 3 of them and not at rows and columns
 FIRST = 2  # steps after which the last few spots of a block that are not at their end are packed anew
 PLAIN = 4  # steps without damping; after them, all that are not at their end are packed anew
 NEAR = 1.0  # decrement from which on a step may differ from 1 in length
