@@ -20,7 +20,7 @@ parser.add_argument("--quick", action="store_true", help="fewer molecules, a sho
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--out", type=Path, default=Path("blind_pupil"))
 options = parser.parse_args()
-n, sleep, epochs = (400, 1000, 2) if options.quick else (4096, 20_000, 14)
+n, sleep, epochs = (400, 1000, 2) if options.quick else (4096, 160_000, 4)
 
 optics = psf.Pupil(1.4, 0.67, 1.518, 1.518, 0.1, vectorial=False, samples=64, z_range=(-0.8, 0.8))
 modes = [(2, -2), (2, 2), (3, -1), (3, 1), (3, -3), (3, 3), (4, 0), (4, 2), (4, -2)]
@@ -37,7 +37,7 @@ def molecules(count, **parameters):
 
 
 images, _ = molecules(n)
-unseen, true = molecules(n // 4)
+unseen, true = molecules(n)
 
 # The pupil.  No image tells it from its conjugate twin (z -> -z): here the known truth chooses, else the user does.
 start = time.perf_counter()
@@ -59,7 +59,7 @@ like = found[rng.integers(len(found), size=sleep)]
 drawn = {"x": (10, 13), "y": (10, 13), "z": (-0.8, 0.8), "photons": like[:, 3], "background": like[:, 4]}
 dreams, _ = fit.simulate_spots(pupil, sleep, shape, rng, **drawn)
 model = fit.pupil3d(pupil, shape, learn=False)
-Trainer(model, dreams, epochs=epochs, batch=128, held_out=0.05).run()
+Trainer(model, dreams, epochs=epochs, batch=128, held_out=0.01).run()
 seconds["encoder"] = time.perf_counter() - start
 
 predicted = model.predict(unseen)
