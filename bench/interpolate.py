@@ -220,7 +220,7 @@ def picasso(model, images, truth=None):
             residuals,
             start.copy(),
             seeds,
-            len(seeds) > 1,
+            several,
             mle=True,
             n_threads=2,
         )
