@@ -51,5 +51,5 @@ lint: .venv/test.stamp  ## style
 	$(BIN)/ruff format --check .
 
 clean:  ## remove the environment and everything generated
-	rm -rf .venv build dist *.egg-info $(DEMO) .pytest_cache .ruff_cache
+	rm -rf .venv build dist *.egg-info $(DEMO) results .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -exec rm -rf {} +

@@ -18,7 +18,7 @@ from smlmcore.training import Trainer
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--quick", action="store_true", help="fewer molecules, a short training")
 parser.add_argument("--seed", type=int, default=0)
-parser.add_argument("--out", type=Path, default=Path("blind_pupil"))
+parser.add_argument("--out", type=Path, default=Path("results/blind_pupil"))
 options = parser.parse_args()
 n, sleep, epochs = (400, 1000, 2) if options.quick else (4096, 160_000, 4)
 
