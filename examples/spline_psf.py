@@ -31,7 +31,7 @@ def oblique():
     return psf.EllipticGaussian2D(rotated=True).render(core, shape) + psf.Gaussian2D().render(halo, shape)
 
 
-def learn(images, draw, start, z=None):
+def learn(images, draw, start, epochs, z=None):
     """The model after training on `images`, and the images that it predicts."""
     columns = {"x": mapper.Parameter("linear"), "y": mapper.Parameter("linear")}
     table = np.full((count, 2), 7.0)
@@ -53,12 +53,13 @@ report, pictures = {}, {}
 for dimensions, clean in ((2, oblique()), (3, astigmatic.render({**place, "z": z, **light}, shape))):
     for noisy in (False, True):
         images = rng.poisson(clean) if noisy else clean
+        passes = epochs // 3 if noisy else epochs  # noise hides what more would learn
         if dimensions == 2:
             draw = renderer.Spline((17, 17), shape)
-            model, prediction, seconds = learn(images, draw, draw.init(rng))
+            model, prediction, seconds = learn(images, draw, draw.init(rng), passes)
         else:
             draw = renderer.Spline((13, 19, 19), shape, z_step=0.1)
-            model, prediction, seconds = learn(images, draw, draw.init(rng), stage)
+            model, prediction, seconds = learn(images, draw, draw.init(rng), passes, stage)
         kind = f"{dimensions}-D, {'noisy' if noisy else 'noiseless'}"
         report[kind] = {
             "R2 against the clean images": float(1 - ((prediction - clean) ** 2).mean() / clean.var()),
