@@ -1,5 +1,7 @@
 """Template and spline renderers, the table encoder, image and centroid mappers, and models that link them."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -188,6 +190,43 @@ def test_the_centroid_of_a_map(rng):
     assert (float(empty["x"][0, 0]), float(empty["y"][0, 0])) == pytest.approx((4.0, 3.0))
     drawn = renderer.Emitters(psf.Gaussian2D(sigma=1.0), (7, 9))({}, {k: v for k, v in values.items() if k != "z"})
     assert drawn.shape == (3, 7, 9)
+
+
+def test_mappers_honour_how_parameters_are_specified(rng):
+    parameters = {
+        "sigma": mapper.Parameter(offset=1.3, fitted=False),
+        "angle": mapper.Parameter("tanh", per="image"),
+        "z": mapper.Parameter("linear"),
+        "background": mapper.Parameter(offset=2.0, fitted=False),
+    }
+    features = rng.normal(size=(3, 5, 7, 9))
+    m = mapper.Centroid(2, parameters)
+    assert m.features == 5  # two maps, one channel for the angle, two for z
+    values = m({}, features)
+    np.testing.assert_array_equal(values["sigma"], np.full((3, 2), 1.3))
+    np.testing.assert_allclose(values["angle"], np.tanh(features[:, 2].mean((1, 2))))
+    np.testing.assert_allclose(values["z"], features[:, 3:].mean((2, 3)))
+    np.testing.assert_array_equal(values["background"], [2.0] * 3)
+    images = mapper.Image({"flat": parameters["sigma"], "image": parameters["z"]})({}, features[:, :1])
+    np.testing.assert_array_equal(images["flat"], np.full((3, 7, 9), 1.3))
+    np.testing.assert_array_equal(images["image"], features[:, 0])
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        mapper.Direct({"x": mapper.Parameter.between(0, 9)}, solve=("photons", "background")),
+        mapper.Image({"image": mapper.Parameter("softplus", scale=2.0)}),
+        mapper.Centroid(2, {"z": mapper.Parameter("linear", per="image")}, 3.0),
+        renderer.PSF(psf.EllipticGaussian2D(rotated=True), (7, 9)),
+    ],
+    ids=lambda part: type(part).__name__,
+)
+def test_parts_are_made_again_from_their_description(part):
+    description = json.loads(json.dumps(fit.model.describe(part)))
+    again = fit.model.build(description)
+    assert type(again) is type(part)
+    assert fit.model.describe(again) == fit.model.describe(part)
 
 
 def test_channels_as_images():

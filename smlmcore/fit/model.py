@@ -19,7 +19,7 @@ from ..loss import PoissonGaussian
 from .refine import refine
 from .result import Result
 
-FORMAT = 1
+FORMAT = 2
 PARTS = ("encoder", "mapper", "renderer", "loss")
 
 
@@ -155,20 +155,24 @@ class FitModel:
         return model
 
 
-def describe(part: Any) -> dict[str, Any]:
-    """Class and configuration of a part and of the parts in it, JSON-ready; `build` makes it again."""
-    settings = {k: describe(v) if hasattr(v, "configuration") else v for k, v in part.configuration().items()}
-    return {"class": f"{type(part).__module__}:{type(part).__name__}", **settings}
+def describe(value: Any) -> Any:
+    """Class and configuration of a part, and of the parts in that, JSON-ready; `build` makes it again."""
+    if hasattr(value, "configuration"):
+        return {"class": f"{type(value).__module__}:{type(value).__name__}", **describe(value.configuration())}
+    return {k: describe(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
-def build(description: Mapping[str, Any]) -> Any:
+def build(description: Any) -> Any:
     """The part that `describe` described; only classes of this package are accepted."""
-    configuration = {k: build(v) if isinstance(v, dict) and "class" in v else v for k, v in description.items()}
-    module, _, name = configuration.pop("class").partition(":")
+    if not isinstance(description, Mapping):
+        return description
+    settings = {k: build(v) for k, v in description.items()}
+    if "class" not in settings:
+        return settings
+    module, _, name = settings.pop("class").partition(":")
     if not module.startswith(f"{__package__.partition('.')[0]}."):
         raise ValueError(f"unknown part {module}:{name}")
-    kind = getattr(import_module(module), name)
-    return kind.from_configuration(configuration) if hasattr(kind, "from_configuration") else kind(**configuration)
+    return getattr(import_module(module), name)(**settings)
 
 
 def check_variance(variance: Any, images: Any) -> Any:

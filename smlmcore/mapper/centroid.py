@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from typing import Any
 
 from .. import backend
@@ -16,10 +15,10 @@ FEW = 1e-6  # of the sum of a map: an empty map has its centre in the middle of 
 class Centroid:
     """Each of `emitters` has a map m = softplus(channel) of the image's size: photons = photons_scale * sum m, and x, y
     are the centre of mass of m, in pixels.  `parameters` (z, sigma, ...) come from the mean of a channel of each
-    emitter; "background" among them from one channel for the image.
+    emitter, those `per` "image" and "background" from one channel for the image, those not `fitted` from none.
 
-    Channels: the maps, then for each parameter one channel per emitter (background: one), in the order given.  Values
-    are (n, emitters), background (n,): for `renderer.Emitters` or `renderer.PSF`.
+    Channels: the maps, then those of each parameter in the order given.  Values are (n, emitters), or (n,) of the
+    image: for `renderer.Emitters` or `renderer.PSF`.
 
     >>> import numpy as np
     >>> maps = np.full((1, 1, 5, 7), -30.0); maps[0, 0, 1, 4] = 10.0
@@ -40,31 +39,22 @@ class Centroid:
     @property
     def features(self) -> int:
         """How many channels it needs."""
-        return self.emitters + sum(1 if name == "background" else self.emitters for name in self.parameters)
+        fitted = (name for name, to in self.parameters.items() if to.fitted)
+        return self.emitters + sum(1 if self._of_image(name) else self.emitters for name in fitted)
+
+    def _of_image(self, name: str) -> bool:
+        """Whether the parameter has one value in an image."""
+        return name == "background" or self.parameters[name].per == "image"
 
     def configuration(self) -> dict[str, Any]:
-        """The constructor's arguments, JSON-ready."""
-        parameters = {k: asdict(v) for k, v in self.parameters.items()}
-        return {"emitters": self.emitters, "parameters": parameters, "photons_scale": self.photons_scale}
-
-    @classmethod
-    def from_configuration(cls, configuration: Mapping[str, Any]) -> Centroid:
-        """The mapper that `configuration()` describes."""
-        parameters = {k: Parameter(**v) for k, v in configuration["parameters"].items()}
-        return cls(configuration["emitters"], parameters, configuration["photons_scale"])
+        """The constructor's arguments."""
+        return {"emitters": self.emitters, "parameters": self.parameters, "photons_scale": self.photons_scale}
 
     def init(self, rng: Any) -> dict[str, Any]:
         """The learned parameters at the start: none."""
         return {}
 
-    def __call__(
-        self,
-        p: Mapping[str, Any],
-        features: Any,
-        images: Any = None,
-        variance: Any = 0.0,
-        draw: Callable[[Mapping[str, Any]], Any] | None = None,
-    ) -> dict[str, Any]:
+    def __call__(self, p: Mapping[str, Any], features: Any, *_: Any) -> dict[str, Any]:
         """x, y, photons and `parameters` (n, emitters), background (n,), from `features` (n, channel, y, x)."""
         if features.ndim != 4 or features.shape[1] != self.features:
             raise ValueError(
@@ -83,8 +73,12 @@ class Centroid:
         }
         first = self.emitters
         for name, to in self.parameters.items():
-            last = first + (1 if name == "background" else self.emitters)
-            mean = features[:, first:last].mean(axis=(2, 3))
-            values[name] = to(mean[:, 0] if name == "background" else mean)
-            first = last
+            alone = self._of_image(name)
+            count = 1 if alone else self.emitters
+            if to.fitted:
+                found = to(features[:, first : first + count].mean(axis=(2, 3)))
+                first += count
+            else:
+                found = to.constant(features, (len(features), count))
+            values[name] = found[:, 0] if alone else found
         return values

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import backend
-from ..autograd import ops
+from ..autograd import ops, plain
 from .projection import solve_linear
 
 ACTIVATIONS: dict[str, Callable[[Any, float, float], Any]] = {
@@ -42,6 +42,10 @@ class Parameter:
         if self.per not in ("emitter", "image"):
             raise ValueError(f"Parameter got per {self.per!r}; expected 'emitter' or 'image'")
 
+    def configuration(self) -> dict[str, Any]:
+        """The constructor's arguments, JSON-ready."""
+        return asdict(self)
+
     @classmethod
     def between(cls, low: float, high: float, **settings: Any) -> Parameter:
         """A parameter within (low, high), which starts in the middle.
@@ -53,7 +57,7 @@ class Parameter:
 
     def constant(self, like: Any, shape: tuple[int, ...]) -> Any:
         """`offset` in an array of `shape`, of the kind and precision of `like`, an array or Tensor."""
-        like = getattr(like, "data", like) if not backend.is_array(like) else like
+        like = plain(like)
         return backend.module(like).full(shape, self.offset, like.dtype)
 
     def __call__(self, feature: Any) -> Any:
@@ -87,14 +91,8 @@ class Direct:
         return sum(to.fitted for to in self.parameters.values())
 
     def configuration(self) -> dict[str, Any]:
-        """The constructor's arguments, JSON-ready."""
-        return {"parameters": {k: asdict(v) for k, v in self.parameters.items()}, "solve": list(self.solve)}
-
-    @classmethod
-    def from_configuration(cls, configuration: Mapping[str, Any]) -> Direct:
-        """The mapper that `configuration()` describes."""
-        parameters = {k: Parameter(**v) for k, v in configuration["parameters"].items()}
-        return cls(parameters, configuration["solve"])
+        """The constructor's arguments."""
+        return {"parameters": self.parameters, "solve": list(self.solve)}
 
     def init(self, rng: Any) -> dict[str, Any]:
         """The learned parameters at the start: none."""

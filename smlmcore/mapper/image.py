@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from typing import Any
 
 from .direct import Parameter
 
 
 class Image:
-    """Channel i of the features (n, channel, ...) becomes the i-th of `parameters`, an image (n, ...).
+    """Channel i of the features (n, channel, ...) becomes the i-th of the fitted `parameters`, an image (n, ...).
 
     The default is one channel named "image", kept positive by softplus: for `renderer.Convolution` and `Image`.
 
@@ -25,33 +24,25 @@ class Image:
     @property
     def features(self) -> int:
         """How many channels it needs."""
-        return len(self.parameters)
+        return sum(to.fitted for to in self.parameters.values())
 
     def configuration(self) -> dict[str, Any]:
-        """The constructor's arguments, JSON-ready."""
-        return {"parameters": {k: asdict(v) for k, v in self.parameters.items()}}
-
-    @classmethod
-    def from_configuration(cls, configuration: Mapping[str, Any]) -> Image:
-        """The mapper that `configuration()` describes."""
-        return cls({k: Parameter(**v) for k, v in configuration["parameters"].items()})
+        """The constructor's arguments."""
+        return {"parameters": self.parameters}
 
     def init(self, rng: Any) -> dict[str, Any]:
         """The learned parameters at the start: none."""
         return {}
 
-    def __call__(
-        self,
-        p: Mapping[str, Any],
-        features: Any,
-        images: Any = None,
-        variance: Any = 0.0,
-        draw: Callable[[Mapping[str, Any]], Any] | None = None,
-    ) -> dict[str, Any]:
+    def __call__(self, p: Mapping[str, Any], features: Any, *_: Any) -> dict[str, Any]:
         """Images (n, ...) by name from `features` (n, channel, ...)."""
         if features.ndim < 3 or features.shape[1] != self.features:
             raise ValueError(
                 f"mapper.Image got features of shape {features.shape}; expected (n, {self.features}, ...), one channel "
-                f"for each of {', '.join(self.parameters)}"
+                f"for each of {', '.join(name for name, to in self.parameters.items() if to.fitted)}"
             )
-        return {name: to(features[:, i]) for i, (name, to) in enumerate(self.parameters.items())}
+        channels, shape = iter(range(self.features)), (features.shape[0], *features.shape[2:])
+        return {
+            name: to(features[:, next(channels)]) if to.fitted else to.constant(features, shape)
+            for name, to in self.parameters.items()
+        }

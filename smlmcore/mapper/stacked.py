@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -56,20 +55,14 @@ class StackedConv:
         return self.channels * self.emitters
 
     def configuration(self) -> dict[str, Any]:
-        """The constructor's arguments, JSON-ready."""
+        """The constructor's arguments."""
         return {
             "emitters": self.emitters,
-            "parameters": {k: asdict(v) for k, v in self.parameters.items()},
+            "parameters": self.parameters,
             "channels": self.channels,
             "hidden": self.hidden,
             "presence": self.presence,
         }
-
-    @classmethod
-    def from_configuration(cls, configuration: Mapping[str, Any]) -> StackedConv:
-        """The mapper that `configuration()` describes."""
-        parameters = {k: Parameter(**v) for k, v in configuration["parameters"].items()}
-        return cls(**{**configuration, "parameters": parameters})
 
     def init(self, rng: np.random.Generator) -> dict[str, Any]:
         """Draw the network; its last layer starts small, so that values start at their offsets, but no two alike."""
@@ -77,14 +70,7 @@ class StackedConv:
         p["2.weight"] *= p["2.weight"].dtype.type(0.1)
         return p
 
-    def __call__(
-        self,
-        p: Mapping[str, Any],
-        features: Any,
-        images: Any = None,
-        variance: Any = 0.0,
-        draw: Callable[[Mapping[str, Any]], Any] | None = None,
-    ) -> dict[str, Any]:
+    def __call__(self, p: Mapping[str, Any], features: Any, *_: Any) -> dict[str, Any]:
         """`parameters` (n, emitters) or (n,) each from `features`."""
         n = features.shape[0]
         if features.shape not in ((n, self.features), (n, self.features, 1, 1)):
