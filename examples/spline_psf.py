@@ -53,7 +53,7 @@ report, pictures = {}, {}
 for dimensions, clean in ((2, oblique()), (3, astigmatic.render({**place, "z": z, **light}, shape))):
     for noisy in (False, True):
         images = rng.poisson(clean) if noisy else clean
-        passes = epochs // 3 if noisy else epochs  # noise hides what more would learn
+        passes = epochs
         if dimensions == 2:
             draw = renderer.Spline((17, 17), shape)
             model, prediction, seconds = learn(images, draw, draw.init(rng), passes)

@@ -7,6 +7,7 @@ import pytest
 
 from smlmcore import encoder, fit, mapper, psf, renderer
 from smlmcore.autograd import Tensor
+from smlmcore.loss import PoissonGaussian
 from smlmcore.testing import check_gradient
 from smlmcore.training import Trainer
 
@@ -123,6 +124,24 @@ def test_gradients_of_a_spline(grid, rng):
         return draw({"coefficients": coefficients}, dict(zip(values, v, strict=True)))
 
     check_gradient(images, rng.uniform(0.5, 1, grid), *values.values())
+
+
+@pytest.mark.parametrize("grid", [(13, 13), (3, 13, 13)])
+def test_a_spline_below_zero_is_dark(grid, rng):
+    """Where noise has been learned no photon arrives, so that a Poisson likelihood and its gradient stay finite."""
+    draw = renderer.Spline(grid, (9, 9))
+    coefficients = draw.init(rng)["coefficients"] + rng.normal(0, 0.2, grid).astype(np.float32)
+    p = {"coefficients": Tensor(coefficients)}
+    values = dict.fromkeys("xyz", np.full(2, 4.2, np.float32)) | {"photons": np.full(2, 3000, np.float32)}
+    values["z"] = np.array([0.0, 0.6], np.float32)
+    values["background"] = np.full(2, 0.5, np.float32)
+    images = draw(p, values)
+    assert images.data.min() == 0.5
+    loss = PoissonGaussian()(images, np.full((2, 9, 9), 3, np.float32), 0.0).mean()
+    loss.backward()
+    assert np.isfinite(loss.data)
+    assert np.isfinite(p["coefficients"].grad).all()
+    assert abs(draw.render({"coefficients": coefficients}).sum() / (grid[0] if len(grid) == 3 else 1) - 1) < 1e-5
 
 
 def test_splines_that_make_no_sense():

@@ -14,13 +14,12 @@ from .template import product
 
 
 class Spline:
-    """Images of `shape` (h, w) = photons * f(i - y, j - x) + background, f a cubic B-spline with learned coefficients.
+    """Images of `shape` (h, w) = photons * f(i - y, j - x) + background, f = max(s, 0), s a learned cubic B-spline.
 
-    `grid` (y, x) or (z, y, x): knots of f, a pixel apart laterally, and `z_step` um apart; the middle of the grid is
-    the emitter's position at z = `z_middle`.  Laterally f is 0 outside, and its outermost coefficients are 0: a
-    constant level belongs to the background.  In z it ends at the last planes.  f is divided by the sum of its
-    coefficients, and so of its samples a pixel apart, in a plane of the mean brightness: photons are those of the whole
-    PSF.
+    `grid` (y, x) or (z, y, x): knots of s, a pixel apart laterally, and `z_step` um apart; the middle of the grid is
+    the emitter's position at z = `z_middle`.  Laterally s is 0 outside, and its outermost coefficients are 0: a
+    constant level belongs to the background.  In z it ends at the last planes.  f is divided by the sum of its samples
+    a pixel apart, in a plane of the mean brightness: photons are those of the whole PSF.
 
     Parameters: x, y (pixels), photons, background (per pixel) and, if 3-D, z (um), (n,) each.  `fit_image` makes the
     coefficients from an image or stack to start with; `render` draws f itself, magnified.
@@ -72,41 +71,42 @@ class Spline:
             raise ValueError("renderer.Spline.fit_image got an image that is not brighter inside than at its border")
         return {"coefficients": interpolate.prefilter(clean / clean.max()).astype(np.float32)}
 
-    def normalised(self, p: Mapping[str, Any]) -> Any:
-        """The coefficients, 0 at the border and of unit sum in a plane of mean brightness."""
-        planes = self.grid[0] if len(self.grid) == 3 else 1
-        c = p["coefficients"]
-        inside = np.zeros(self.grid, np.float32)
-        inside[..., 1:-1, 1:-1] = 1
-        c = c * backend.module(plain(c)).asarray(inside, c.dtype)
-        return c * (planes / c.sum())
-
     def at(self, p: Mapping[str, Any], points: Sequence[Any]) -> Any:
         """f on grids of the coordinates points[i] (n, m_i), in knots from the grid's middle."""
+        planes = self.grid[0] if len(self.grid) == 3 else 1
+        c = self._framed(p)
+        return self._positive(c, points) * (planes / self._positive(c, self._lines(c)).sum())
+
+    def _lines(self, c: Any, scale: int = 1) -> list[Any]:
+        """Coordinates (1, scale * g) along each axis of the grid, `scale` in a knot, for `at`."""
+        xp = backend.module(plain(c))
+        return [xp.asarray(((np.arange(scale * g) + 0.5) / scale - g / 2)[None], c.dtype) for g in self.grid]
+
+    def _positive(self, c: Any, points: Sequence[Any]) -> Any:
+        """max(s, 0) at `points` as for `at`, s being the spline of the framed coefficients `c`."""
         middle = [(g - 1) / 2 for g in self.grid]
         inside = [q + m for q, m in zip(points, middle, strict=True)]
         if len(self.grid) == 3:
             inside[0] = ops.clip(inside[0], 0.0, float(self.grid[0] - 1))
-        return interpolate.sample(self._framed(p), product([q + 2.0 for q in inside]), mode="zero")
+        return ops.maximum(interpolate.sample(c, product([q + 2.0 for q in inside]), mode="zero"), 0.0)
 
     def _framed(self, p: Mapping[str, Any]) -> Any:
-        """Coefficients with two more knots on either side: zeros laterally, mirrored beyond the last planes in z."""
-        c = ops.pad(self.normalised(p), [(0, 0)] * (len(self.grid) - 2) + [(2, 2), (2, 2)])
+        """Coefficients, 0 at the border, with two more knots on either side: zeros laterally, mirrored in z."""
+        c = p["coefficients"]
+        xp = backend.module(plain(c))
+        inside = np.zeros(self.grid, np.float32)
+        inside[..., 1:-1, 1:-1] = 1
+        c = ops.pad(c * xp.asarray(inside, c.dtype), [(0, 0)] * (len(self.grid) - 2) + [(2, 2), (2, 2)])
         if len(self.grid) == 2:
             return c
         n = self.grid[0]
         planes = np.abs((np.arange(-2, n + 2) + (n - 1)) % max(2 * n - 2, 1) - (n - 1))
-        return c[backend.module(plain(c)).asarray(planes)]
+        return c[xp.asarray(planes)]
 
     def render(self, p: Mapping[str, Any], scale: int = 1) -> Any:
         """f itself, photons per pixel, with `scale` samples per pixel and per plane: (..., scale * y, scale * x)."""
-        c = p["coefficients"]
-        xp = backend.module(plain(c))
-        lines = [
-            xp.asarray(((np.arange(scale * g) + 0.5) / scale - 0.5 - (g - 1) / 2)[None], c.dtype) for g in self.grid
-        ]
         with no_grad():
-            found = self.at(p, lines)[0]
+            found = self.at(p, self._lines(p["coefficients"], scale))[0]
         return plain(found)
 
     def __call__(self, p: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any:
