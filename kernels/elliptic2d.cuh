@@ -15,17 +15,16 @@ __device__ inline Rotated rotated_gaussian(REAL x, REAL y, REAL sigma_x, REAL si
 }
 
 __device__ inline Moments rotated_moments(int row, int column, const Rotated& r) {
-    const REAL at[3] = {REAL(-0.3872983346207417), REAL(0), REAL(0.3872983346207417)};
-    const REAL weight[3] = {REAL(5) / REAL(18), REAL(8) / REAL(18), REAL(5) / REAL(18)};
+    const REAL far = REAL(0.3872983346207417);  // points at -far, 0, far of weights 5/18, 8/18, 5/18
     Moments m = {0, 0, 0, 0, 0, 0};
+#pragma unroll 1  // nine exponentials side by side would take more registers than there are
+    for (int j = -1; j <= 1; j++) {
+        const REAL dy = REAL(row) + REAL(j) * far - r.y, weight = (j ? REAL(5) : REAL(8)) / REAL(18) * r.density;
 #pragma unroll
-    for (int j = 0; j < 3; j++) {
-        const REAL dy = REAL(row) + at[j] - r.y;
-#pragma unroll
-        for (int i = 0; i < 3; i++) {
-            const REAL dx = REAL(column) + at[i] - r.x;
+        for (int i = -1; i <= 1; i++) {
+            const REAL dx = REAL(column) + REAL(i) * far - r.x;
             const REAL u = r.ux * dx + r.uy * dy, v = r.vx * dx + r.vy * dy;
-            const REAL f = weight[j] * weight[i] * r.density * exp(REAL(-0.5) * (u * u + v * v));
+            const REAL f = weight * (i ? REAL(5) : REAL(8)) / REAL(18) * exp(REAL(-0.5) * (u * u + v * v));
             m.one += f;
             m.u += f * u;
             m.v += f * v;

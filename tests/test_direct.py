@@ -12,7 +12,7 @@ import numba
 import numpy as np
 import pytest
 from scipy.optimize import minimize
-from scipy.special import erf
+from scipy.special import erf, gammaln
 
 from smlmcore import fit, psf
 from smlmcore.fit import direct, problem
@@ -281,6 +281,19 @@ def test_bounds_fixed_and_initial():
     assert fit.mle(images, MODEL, initial=truth).status[3] == fit.Status.invalid_input
 
 
+@pytest.mark.parametrize("sigma", [None, 1.3])
+def test_with_nothing_to_fit_the_likelihood_remains(sigma):
+    images, truth = spots(3)
+    model = psf.Gaussian2D(sigma)
+    values = dict(zip(model.names, truth[0], strict=False))
+    result, other = fit.mle(images, model, fixed=values), fit.mle(images, General(sigma), fixed=values)
+    same(result, other)
+    assert (result.status == fit.Status.converged).all()
+    assert np.isnan(result.errors).all()
+    image = poisson([*values.values(), *[1.3] * (sigma is not None)], images[0])[0]
+    assert abs(result.log_likelihood[0] - image + gammaln(images[0] + 1).sum()) < 0.01
+
+
 def test_likelihood_and_chi2_come_when_asked_for(monkeypatch):
     images, _ = spots(40)
     images[3, 2, 2] = np.nan
@@ -331,8 +344,11 @@ def test_weights_of_least_squares():
         ({"bounds": {"sigma": 1}}, ValueError, r"bounds 1 for sigma; expected a pair"),
         ({"fixed": {"z": 1}}, ValueError, "fixed for 'z'"),
         ({"fixed": {"sigma": np.nan}}, ValueError, "nan as the fixed value of sigma"),
+        ({"fixed": ["sigma"]}, TypeError, "fixed of list; expected a mapping"),
         ({"max_iterations": 0}, ValueError, "max_iterations=0"),
+        ({"max_iterations": None}, ValueError, "max_iterations=None"),
         ({"tolerance": 0}, ValueError, "tolerance=0"),
+        ({"tolerance": "low"}, ValueError, "tolerance='low'"),
         ({"threads": 0}, ValueError, "threads=0; expected 1 to"),
         ({"emitters": 6}, ValueError, "emitters=6; expected a number from 1 to 5"),
     ],
@@ -343,11 +359,13 @@ def test_wrong_input_is_named(change, error, words):
         fit.mle(**arguments)
 
 
-def test_names_of_simulate_spots_are_checked():
+def test_input_of_simulate_spots_is_checked():
     with pytest.raises(ValueError, match="'width'; General has"):
         spots(2, width=3)
     with pytest.raises(ValueError, match=r"photons of shape \(3,\)"):
         spots(2, photons=np.ones(3))
+    with pytest.raises(ValueError, match="variance of shape"):
+        spots(2, variance=-1.0)
 
 
 @pytest.mark.parametrize("maps", [None, (9, 9), (20, 9, 9)])

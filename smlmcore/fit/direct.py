@@ -268,7 +268,8 @@ def _in_step(problem: Problem, chunk: Chunk, out: tuple[Any, ...]) -> None:
 
 
 def _gaussian(problem: Problem) -> bool:
-    return type(problem.psf) is Gaussian2D and problem.weights is None  # a subclass may draw something else
+    # a subclass may draw something else; nothing to fit is no work for lanes
+    return type(problem.psf) is Gaussian2D and problem.weights is None and not problem.limits.fixed.all()
 
 
 def _spline(problem: Problem) -> bool:
@@ -367,6 +368,12 @@ def simulate_spots(
     ((5, 7, 9), (5, 5), True)
     """
     h, w = shape
+    noise = np.asarray(variance, float)
+    if noise.shape not in ((), (h, w), (n, h, w)) or not (noise >= 0).all():
+        raise ValueError(
+            f"simulate_spots got a variance of shape {noise.shape}; expected numbers >= 0, one, ({h}, {w}) or "
+            f"({n}, {h}, {w}): read noise squared, in squared photoelectrons"
+        )
     if unknown := [name for name in parameters if name not in psf.names]:
         raise ValueError(
             f"simulate_spots got {', '.join(map(repr, unknown))}; {type(psf).__name__} has the parameters "
@@ -387,10 +394,10 @@ def simulate_spots(
                 f"simulate_spots got {name} of shape {np.shape(given)}; expected a number, a pair (low, high) or ({n},)"
             )
     images = np.empty((n, h, w), np.float32)
-    deviation = np.sqrt(np.asarray(variance, float))
+    deviation = np.sqrt(noise)
     for first in range(0, n, 4096):
         rows = slice(first, first + 4096)
         expected = psf.render(dict(zip(psf.names, truth[rows].T, strict=True)), (h, w))
-        noise = deviation[rows] if deviation.ndim == 3 else deviation
-        images[rows] = rng.poisson(expected) + (rng.normal(0.0, 1.0, expected.shape) * noise if noise.any() else 0.0)
+        spread = deviation[rows] if deviation.ndim == 3 else deviation
+        images[rows] = rng.poisson(expected) + (rng.normal(0.0, 1.0, expected.shape) * spread if spread.any() else 0.0)
     return images, truth

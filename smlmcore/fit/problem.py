@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +46,8 @@ def limits(
     lower, upper, step, factor = np.array([own[name] for name in psf.names], float).T.copy()
     held, value = np.zeros(len(psf.names), bool), np.full(len(psf.names), np.nan)
     for what, given in (("bounds", bounds or {}), ("fixed", fixed or {})):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{caller} got {what} of {type(given).__name__}; expected a mapping from parameters' names")
         if unknown := [name for name in given if name not in psf.names]:
             raise ValueError(
                 f"{caller} got {what} for {', '.join(map(repr, unknown))}; {type(psf).__name__} has the parameters "
@@ -178,9 +180,9 @@ def check(
             f"{caller} got initial of shape {initial.shape} and {initial.dtype}; expected real numbers "
             f"({len(spots)}, {len(psf.names)}), columns {', '.join(psf.names)}"
         )
-    if int(max_iterations) != max_iterations or max_iterations < 1:
+    if not isinstance(max_iterations, Integral) or max_iterations < 1:
         raise ValueError(f"{caller} got max_iterations={max_iterations!r}; expected a whole number, 1 or more")
-    if not tolerance > 0:
+    if not (isinstance(tolerance, Real) and tolerance > 0):
         raise ValueError(f"{caller} got tolerance={tolerance!r}; expected a part of a standard error, > 0")
     own = limits(psf, spots.shape[1:], bounds, fixed, caller)
     return Problem(
