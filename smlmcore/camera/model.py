@@ -118,6 +118,25 @@ class Camera:
         offset, gain = (xp.asarray(v, np.float32) for v in (self.offset, self.gain / (self.em_gain or 1.0)))
         return (counts.astype(np.float32) - offset) * gain
 
+    def limits(self, dtype: Any) -> tuple[float, float]:
+        """Least and largest count in an array of `dtype`: what fits into an integer, into `bits` and `saturation`.
+
+        A pixel of the largest count is saturated.
+
+        >>> Camera(100, 0.5, bits=12).limits(np.uint16), Camera(100, 0.5).limits(np.float32)
+        ((0.0, 4095.0), (-inf, inf))
+        """
+        dtype, low, high = np.dtype(dtype), -np.inf, np.inf
+        if dtype.kind in "ui":
+            # The float next to a 64-bit limit lies beyond it: clip to the one inside.
+            limits = np.iinfo(dtype)
+            low, high = float(limits.min), float(limits.max) if limits.bits < 64 else np.nextafter(float(limits.max), 0)
+        if self.bits is not None:
+            high = min(high, 2.0**self.bits - 1)
+        if self.saturation is not None:
+            high = min(high, self.saturation)
+        return low, float(high)
+
     def expose(self, expected: Any, rng: np.random.Generator, dtype: Any = np.uint16) -> Array:
         """One random exposure to `expected` photons per pixel, in counts; any shape, (..., h, w) for a camera with
         maps.
@@ -147,15 +166,7 @@ class Camera:
                 f"Camera.expose got expected photons from {photons.min()} to {photons.max()}; "
                 "expected finite values, none negative"
             )
-        low, high = -np.inf, np.inf
-        if dtype.kind in "ui":
-            # The float next to a 64-bit limit lies beyond it: clip to the one inside.
-            limits = np.iinfo(dtype)
-            low, high = float(limits.min), float(limits.max) if limits.bits < 64 else np.nextafter(float(limits.max), 0)
-        if self.bits is not None:
-            high = min(high, 2.0**self.bits - 1)
-        if self.saturation is not None:
-            high = min(high, self.saturation)
+        low, high = self.limits(dtype)
         counts = draw(self, photons, rng, low, high, dtype.kind in "ui")
         return counts.astype(dtype, copy=False)
 

@@ -21,7 +21,7 @@ from .cut import cut
 from .detect import detect, isolated
 from .evaluate import evaluate
 from .render import render
-from .source import known_camera
+from .source import known_camera, truth_of
 
 OUTPUTS = ("localizations.hdf5", "localizations.yaml", "localizations.csv", "model.npz", "report.json", "report.png")
 TRAINING_STEPS = 1400  # enough for the encoder to reach the bound on a movie of any length
@@ -86,7 +86,7 @@ def fit_movie(
         model,
         images,
         settings.variance,
-        epochs=epochs or min(MOST_EPOCHS, max(1, round(TRAINING_STEPS / steps))),
+        epochs=min(MOST_EPOCHS, max(1, round(TRAINING_STEPS / steps))) if epochs is None else epochs,
         batch=BATCH,
         seed=seed,
         progress=not quiet,
@@ -100,9 +100,7 @@ def fit_movie(
     clock.lap("refine")
 
     table = localizations(spots, result)
-    truth_file = Path(movie).with_suffix(".truth.hdf5")
-    truth = data.read_picasso(truth_file)[0] if truth_file.exists() else None
-    numbers, errors = evaluate(spots, settings.variance, predicted, result, trainer.held_out, truth)
+    numbers, errors = evaluate(spots, settings.variance, predicted, result, trainer.held_out, truth_of([movie]))
     report = {
         "movie": {"file": Path(movie).name, "frames": shape[0], "height": shape[1], "width": shape[2]},
         "camera": settings.describe(),
