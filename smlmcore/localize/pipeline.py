@@ -135,7 +135,7 @@ def check_folder(out: str | PathLike[str], overwrite: bool) -> Path:
 
 def find_spots(movie: data.Movie, camera: Camera, box: int, sigma: float, threshold: float, quiet: bool) -> Spots:
     """Detect and cut the isolated spots of a movie, chunk by chunk; `DataError` if there are none."""
-    saturated = np.iinfo(movie.dtype).max if movie.dtype.kind == "u" else np.inf
+    saturated = camera.limits(movie.dtype)[1]
     images, peaks, found = [], [], 0
     with tqdm(total=movie.shape[0], desc="finding spots", unit="frame", disable=True if quiet else None) as bar:
         for start, counts in movie.chunks():
