@@ -369,7 +369,7 @@ _Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """All documents of a Picasso `.yaml` in one dict, later ones first; `DataError` if it is not readable."""
+    """All documents of a `.yaml`, Picasso writes several, in one dict, later ones first, or `DataError`."""
     try:
         with open(path, encoding="utf-8") as file:
             documents = list(yaml.load_all(file, _Loader))
@@ -380,5 +380,5 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if isinstance(document, dict):
             merged |= document
     if not merged:
-        raise DataError(f"{path}: holds no keys; expected Picasso's metadata")
+        raise DataError(f"{path}: holds no keys; expected lines of a name, a colon and a value")
     return merged
