@@ -18,6 +18,8 @@ import os
 import warnings
 from pathlib import Path
 
+from .files import DataError, atomic
+
 DEFAULTS = {
     "LOG_PATH": {"run": "runs"},
     "TEST_DATASET_PATH": {"epfl_deconvolution": "", "hagen_2021": "", "smlm_challenge": ""},
@@ -71,8 +73,6 @@ def put(section: str, key: str, value: str) -> bool:
 
     Raises `ValueError` for names or a value that the file could not hold, such as a key with an equals sign.
     """
-    from .data import atomic
-
     parsed = _file()
     if not parsed.has_section(section):
         parsed.add_section(section)
@@ -108,8 +108,6 @@ def _parser() -> configparser.ConfigParser:
 
 
 def _file() -> configparser.ConfigParser:
-    from .data import DataError
-
     parsed = _parser()
     try:
         parsed.read(path(), encoding="utf-8")

@@ -18,7 +18,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from .files import DataError, atomic
+from ..files import DataError, atomic
 from .tables import check_fields, nanometres, read_csv, table
 
 CHALLENGE = {"frame": "frame", "x": "xnano", "y": "ynano", "z": "znano", "photons": "intensity"}

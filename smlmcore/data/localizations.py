@@ -11,6 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ..files import DataError
 from .exchange import (
     CHALLENGE,
     SMAP,
@@ -21,7 +22,6 @@ from .exchange import (
     write_smap,
     write_storm_analysis,
 )
-from .files import DataError
 from .tables import check_fields, read_csv, read_picasso, read_thunderstorm, table, write_picasso, write_thunderstorm
 
 FORMATS = ("picasso", "thunderstorm", "challenge", "smap", "storm-analysis")

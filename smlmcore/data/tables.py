@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 import yaml
 
-from .files import DataError, atomic
+from ..files import DataError, atomic
 from .movie import read_yaml
 
 PICASSO = {"background": "bg", "sigma_x": "sx", "sigma_y": "sy"}  # our name: theirs, where they differ
