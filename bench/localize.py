@@ -166,24 +166,26 @@ def picasso(table, corrected, walk, number):
 
 def movies() -> Iterator[Row]:
     """`smlmcore localize --method fit` beside `python -m picasso localize`, whole processes, caches warm."""
+    for per_frame in (8, 60):
+        for frames in (1000, 10_000):
+            yield whole_process(frames, per_frame)
+
+
+def whole_process(frames: int, per_frame: int) -> Row:
+    """One movie through both programs."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for per_frame in (8, 60):
-            for frames in (1000, 10_000):
-                movie, truth = write_movie(folder, frames, per_frame)
-                out, size = folder / "out", (frames, 128, 128)
-                command = [sys.executable, "-m", "smlmcore", "localize", str(movie), "--out", str(out), "--quiet"]
-                if frames == 1000:  # fills the caches
-                    process([*command, "--overwrite"])
-                ours = process([*command, "--overwrite"])
-                scores = data.read_picasso(out / "localizations.hdf5")[0]
-                theirs, note = beside(movie, truth, size, frames == 1000)
-                mine = quality(scores, truth, size)
-                yield Row(
-                    f"localize {frames} frames, {per_frame} per frame", ours, {"Picasso localize": theirs}, frames,
-                    ">= 6x" if frames == 1000 else ">= 10x", f"{mine}{note}",
-                )  # fmt: skip
-                movie.unlink()
+        folder, size = Path(name), (frames, 128, 128)
+        movie, truth = write_movie(folder, frames, per_frame)
+        out = folder / "out"
+        command = [sys.executable, "-m", "smlmcore", "localize", str(movie), "--out", str(out), "--quiet"]
+        if frames == 1000:  # fills the caches
+            process([*command, "--overwrite"])
+        ours = process([*command, "--overwrite"])
+        mine = quality(data.read_picasso(out / "localizations.hdf5")[0], truth, size)
+        theirs, note = beside(movie, truth, size, frames == 1000)
+        target = ">= 6x" if frames == 1000 else ">= 10x"
+        work = f"localize {frames} frames, {per_frame} per frame"
+        return Row(work, ours, {"Picasso localize": theirs}, frames, target, f"{mine}{note}")
 
 
 def process(command: list[str]) -> float:

@@ -1,9 +1,8 @@
 """Simulation: noise alone in ns per pixel beside NumPy's generator, and a movie of 256 x 256 to TIFF in frames per
 second.
 
-A frame of 65 536 pixels at 400 frames/s leaves 38 ns a pixel for light, noise and file together.  Noise takes 18 to 25
-of them on two threads: 10 for the random words and the normal number, the rest for the photons, where branches are
-mispredicted.
+A frame of 65 536 pixels at 400 frames/s leaves 38 ns a pixel for light, noise and file together.  Noise takes 25 of
+them on two threads (the first row).
 """
 
 from __future__ import annotations

@@ -84,9 +84,8 @@ def read_beads(
         with data.open_movie(path) as source:
             settings = _camera(path, source, camera or {})
             counts = source.read(0, source.shape[0])
-        saturated = np.iinfo(counts.dtype).max if counts.dtype.kind == "u" else np.inf
         photoelectrons = settings.photoelectrons(counts)
-        photoelectrons[counts >= saturated] = np.nan
+        photoelectrons[counts >= settings.limits(counts.dtype)[1]] = np.nan
         found, where = find_beads(photoelectrons, box, sigma, threshold, settings.variance)
         if stacks and found.shape[1] != stacks[0].shape[1]:
             raise data.DataError(

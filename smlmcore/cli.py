@@ -371,16 +371,16 @@ def _calibrate(
 
 def _localize(movies: list[Path], out: Path | None, settings: Path | None, quiet: bool, **options: Any) -> None:
     from . import data
-    from .localize.run import run
+    from .localize.run import read_settings, run
 
     camera = {k: v for k in ("offset", "gain", "read_noise", "pixel_size") if (v := options.pop(k)) is not None}
     options.pop("method")
     given = {k: v for k, v in options.items() if v is not None}
     if settings is not None:
-        stored = data.read_yaml(settings)
-        movies = movies or [Path(m) for m in stored.pop("movies", [])]
-        camera = {**(stored.pop("camera", None) or {}), **camera}
-        given = {**{k: v for k, v in stored.items() if v is not None and k != "movies"}, **given}
+        stored = read_settings(settings)
+        movies = movies or [Path(m) for m in stored["movies"]]
+        camera = {**stored.pop("camera"), **camera}
+        given = {**{k: v for k, v in stored.items() if k != "movies"}, **given}
     if not movies:
         raise data.DataError("no movie given; name at least one file")
     out = movies[0].with_suffix(".localize") if out is None else out

@@ -13,9 +13,12 @@ else from the defaults.  SMLMCORE_CONFIG names another file.  `smlmcore config s
 from __future__ import annotations
 
 import configparser
+import io
 import os
 import warnings
 from pathlib import Path
+
+from .files import DataError, atomic
 
 DEFAULTS = {
     "LOG_PATH": {"run": "runs"},
@@ -66,13 +69,16 @@ def get(section: str, key: str) -> str:
 
 
 def put(section: str, key: str, value: str) -> bool:
-    """Write one setting, and with it the file; False after one warning where its folder cannot be written."""
-    from .data import atomic
+    """Write one setting, and with it the file; False after one warning where its folder cannot be written.
 
+    Raises `ValueError` for names or a value that the file could not hold, such as a key with an equals sign.
+    """
     parsed = _file()
     if not parsed.has_section(section):
         parsed.add_section(section)
     parsed.set(section, key, value)
+    if _read_again(parsed).get((section, key)) != value:
+        raise ValueError(f"config cannot hold {section}.{key} = {value!r}; give plain names, no outer blanks")
     target = path()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -84,11 +90,25 @@ def put(section: str, key: str, value: str) -> bool:
     return True
 
 
-def _file() -> configparser.ConfigParser:
-    from .data import DataError
+def _read_again(settings: configparser.ConfigParser) -> dict[tuple[str, str], str]:
+    """What a file of these `settings` would be read as; nothing, if it could not be read."""
+    text, parsed = io.StringIO(), _parser()
+    settings.write(text)
+    try:
+        parsed.read_string(text.getvalue())
+    except configparser.Error:
+        return {}
+    return {(section, key): value for section in parsed.sections() for key, value in parsed[section].items()}
 
+
+def _parser() -> configparser.ConfigParser:
     parsed = configparser.ConfigParser(interpolation=None)
     parsed.optionxform = str
+    return parsed
+
+
+def _file() -> configparser.ConfigParser:
+    parsed = _parser()
     try:
         parsed.read(path(), encoding="utf-8")
     except (configparser.Error, UnicodeDecodeError) as error:

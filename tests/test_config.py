@@ -81,3 +81,10 @@ def test_mistakes(file, capsys):
     with pytest.raises(data.DataError, match="no list of settings"):
         config.load()
     assert main(["config", "show"]) == 2
+
+
+@pytest.mark.parametrize(("name", "value"), [("a.b=c", "d"), ("a.#b", "c"), ("a.b", " c")])
+def test_what_the_file_cannot_hold_is_refused(file, capsys, name, value):
+    assert main(["config", "set", name, value]) == 2
+    assert "cannot hold" in capsys.readouterr().err
+    assert not file.exists()

@@ -58,6 +58,12 @@ def test_atomic_keeps_the_usual_permissions(tmp_path):
     assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
+def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+    with pytest.raises(PermissionError) as caught, data.atomic(tmp_path / "table.csv") as temporary:
+        raise PermissionError(13, "Permission denied", str(temporary))
+    assert caught.value.filename == str(tmp_path / "table.csv")
+
+
 def test_atomic_folder(tmp_path):
     target = tmp_path / "results"
     with pytest.raises(KeyboardInterrupt):

@@ -104,6 +104,8 @@ def test_link_edges():
         localize.link(rows)
     with pytest.raises(ValueError, match="gap -1"):
         localize.link(rows, -1, radius=1)
+    with pytest.raises(ValueError, match="all 0"):
+        localize.link(data.table(frame=[0, 1], x=[1.0, 1.0], y=[1.0, 1.0], lpx=0.0, lpy=0.0))
 
 
 # ---------------------------------------------------------------- drift
@@ -266,6 +268,14 @@ def test_spread_rendering_keeps_the_sum_and_any_region(blur):
     np.testing.assert_allclose(part[12:-12, 12:-12], image[42:138, 72:168], atol=1e-4)
     twice = localize.render(table, (33, 48), 6, blur, weights=np.full(2000, 2.0))
     np.testing.assert_allclose(twice, 2 * image, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (20, 9), (33, 4)])
+def test_small_images_lose_no_light(shape):
+    rng = np.random.default_rng(0)
+    x, y = (rng.uniform(-0.5, n - 0.5, 500) for n in (shape[1], shape[0]))
+    table = data.table(frame=np.zeros(500), x=x, y=y)
+    assert localize.render(table, shape, 1, "shifted").sum() == pytest.approx(500, rel=1e-5)
 
 
 def test_a_shifted_histogram_is_the_mean_of_shifted_histograms():

@@ -19,6 +19,7 @@ from smlmcore.localize import finder
 from smlmcore.localize.background import background
 from smlmcore.localize.crowd import fit_peaks
 from smlmcore.localize.run import Plan, localize_frames, run
+from smlmcore.localize.source import Source
 
 SHARED = Path(os.environ.get("SMLMCORE_DATA", Path(__file__).parents[1] / "../shared/data"))
 CAMERA = Camera(offset=100.0, gain=0.5, read_noise=1.0, pixel_size=0.1)
@@ -337,7 +338,11 @@ def test_molecules_beyond_the_border_and_saturated_pixels_are_counted(tmp_path):
 
 def test_run_refuses(tmp_path):
     movie = write_movie(tmp_path, 2)
-    for options, message in (({"box": 8}, "box=8"), ({"gap": -1}, "gap=-1"), ({"false_positives": 0}, "got 0 false")):
+    for options, message in (
+        ({"box": 8}, "box=8"), ({"gap": -1}, "gap=-1"), ({"false_positives": 0}, "got 0 false"),
+        ({"sigma": 0.0}, r"sigma=0\.0"), ({"sigma": np.nan}, "sigma=nan"), ({"threshold": -1.0}, "threshold=-1"),
+        ({"zoom": 0.0}, "zoom=0"), ({"marks": [[1.0, 2.0, 3.0]]}, "marks of shape"),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             run(movie, tmp_path / "out", quiet=True, **options)
     with pytest.raises(data.DataError, match="no such file"):
@@ -368,3 +373,42 @@ def test_picassos_movie_again():
         table = localize_frames(camera.photoelectrons(movie.read()), camera.variance, sigma=0.82)
     assert len(localize.match(table, theirs, 0.5)[0]) >= 0.97 * len(theirs)
     assert (table["status"] == fit.Status.converged).mean() > 0.9
+
+
+def test_counts_of_a_12_bit_camera_saturate_at_4095(tmp_path):
+    camera = Camera(100.0, 0.5, 1.5, 0.1, bits=12)
+    counts = np.full((2, 6, 7), 200, np.uint16)
+    counts[1, 2, 3] = 4095
+    data.write_tiff(tmp_path / "m.tif", [counts], counts.shape, np.uint16, camera)
+    with Source([tmp_path / "m.tif"], {}) as source:
+        assert (source.read(0, 2)[1] == (counts == 4095)).all()
+        assert source.read(0, 1)[1] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("width: 3", "width: 3"),
+        ("movies: m.tif", "movies: 'm.tif'"),
+        ("box: seven", "box: 'seven'"),
+        ("camera: 5", "camera: 5"),
+        ("quiet: true", "quiet: True"),
+        ("- 1", "holds no keys"),
+        ("sigma: 1.3", "no movie given"),
+    ],
+)
+def test_settings_that_are_none(tmp_path, capsys, text, message):
+    (tmp_path / "settings.yaml").write_text(text)
+    assert main(["localize", "--settings", str(tmp_path / "settings.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_folder_of_others_named_chunks_is_left_alone(tmp_path):
+    movie = write_movie(tmp_path, 2)
+    (tmp_path / "out/chunks").mkdir(parents=True)
+    (tmp_path / "out/chunks/thesis.txt").write_text("")
+    with pytest.raises(data.DataError, match=r"holds thesis\.txt"):
+        run(movie, tmp_path / "out", quiet=True)
+    assert (tmp_path / "out/chunks/thesis.txt").exists()

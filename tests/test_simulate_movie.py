@@ -243,6 +243,9 @@ def test_the_command_with_a_config_file(tmp_path, capsys):
         ({"psf": {"kind": "pupil"}}, "file"), ({"psf": {"kind": "cat"}}, "psf of kind 'cat'"),
         ({"blinking": {"speed": 3}}, "speed"),
         ({"camera": {"offset": 1}}, "gain"), ({"camera": "no.npz"}, "no such file"),
+        ({"shape": 5}, "shape 5"), ({"frames": "many"}, "frames many"), ({"seed": -1}, "seed -1"),
+        ({"structure": {"kind": "rings", "count": 3, "radius": 0}}, "radius 0"),
+        ({"structure": {"kind": "grid", "spacing": 0}}, "spacing 0"), ({"drift": float("nan")}, "all finite"),
     ],
 )  # fmt: skip
 def test_config_mistakes_are_named(tmp_path, capsys, change, text):

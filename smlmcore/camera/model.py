@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import backend
 from ..backend import Array
+from ..files import DataError, atomic
 
 LIMITS = {  # which values a setting may have
     "offset": "finite",
@@ -118,6 +119,25 @@ class Camera:
         offset, gain = (xp.asarray(v, np.float32) for v in (self.offset, self.gain / (self.em_gain or 1.0)))
         return (counts.astype(np.float32) - offset) * gain
 
+    def limits(self, dtype: Any) -> tuple[float, float]:
+        """Least and largest count in an array of `dtype`: what fits into an integer, into `bits` and `saturation`.
+
+        A pixel of the largest count is saturated.
+
+        >>> Camera(100, 0.5, bits=12).limits(np.uint16), Camera(100, 0.5).limits(np.float32)
+        ((0.0, 4095.0), (-inf, inf))
+        """
+        dtype, low, high = np.dtype(dtype), -np.inf, np.inf
+        if dtype.kind in "ui":
+            # The float next to a 64-bit limit lies beyond it: clip to the one inside.
+            limits = np.iinfo(dtype)
+            low, high = float(limits.min), float(limits.max) if limits.bits < 64 else np.nextafter(float(limits.max), 0)
+        if self.bits is not None:
+            high = min(high, 2.0**self.bits - 1)
+        if self.saturation is not None:
+            high = min(high, self.saturation)
+        return low, float(high)
+
     def expose(self, expected: Any, rng: np.random.Generator, dtype: Any = np.uint16) -> Array:
         """One random exposure to `expected` photons per pixel, in counts; any shape, (..., h, w) for a camera with
         maps.
@@ -147,22 +167,12 @@ class Camera:
                 f"Camera.expose got expected photons from {photons.min()} to {photons.max()}; "
                 "expected finite values, none negative"
             )
-        low, high = -np.inf, np.inf
-        if dtype.kind in "ui":
-            # The float next to a 64-bit limit lies beyond it: clip to the one inside.
-            limits = np.iinfo(dtype)
-            low, high = float(limits.min), float(limits.max) if limits.bits < 64 else np.nextafter(float(limits.max), 0)
-        if self.bits is not None:
-            high = min(high, 2.0**self.bits - 1)
-        if self.saturation is not None:
-            high = min(high, self.saturation)
+        low, high = self.limits(dtype)
         counts = draw(self, photons, rng, low, high, dtype.kind in "ui")
         return counts.astype(dtype, copy=False)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write all settings and maps to `path` (.npz, no pickle)."""
-        from ..data import atomic
-
         settings = {f.name: getattr(self, f.name) for f in fields(self)}
         with atomic(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **{name: value for name, value in settings.items() if value is not None})
@@ -177,8 +187,6 @@ class Camera:
         ...     Camera.load(f"{folder}/camera.npz").bits
         12
         """
-        from ..data import DataError
-
         try:
             with np.load(path, allow_pickle=False) as file:
                 settings = {name: file[name] if file[name].ndim else file[name].item() for name in file.files}
@@ -206,6 +214,13 @@ class Camera:
             )
 
 
+def allowed(name: str, value: float) -> bool:
+    """Whether a number may be the setting `name`, or the least of its map."""
+    limit = LIMITS[name]
+    in_range = limit == "finite" or value > 0 or (limit == "not negative" and value == 0)
+    return bool(in_range and (name != "bits" or value == int(value)))
+
+
 def _valid(name: str, value: Any, limit: str) -> Any:
     """`value` as float (int for bits) or float64 (h, w); `ValueError` if it is out of its range."""
     numeric = isinstance(value, Real) and not isinstance(value, bool)
@@ -218,8 +233,7 @@ def _valid(name: str, value: Any, limit: str) -> Any:
         map_ = " or a map (height, width)" if name in MAPS else ""
         raise ValueError(f"Camera got {name} = {value!r}; expected one number{map_}, {limit}")
     least = array.min()
-    good = np.isfinite(array).all() and (limit == "finite" or least > 0 or (limit == "not negative" and least == 0))
-    if not good or (name == "bits" and value != int(value)):
+    if not np.isfinite(array).all() or not allowed(name, least):
         got = f"{name} = {value!r}" if array.ndim == 0 else f"{name} = a map from {least} to {array.max()}"
         raise ValueError(f"Camera got {got}; expected {'whole numbers, ' if name == 'bits' else ''}{limit}")
     if name == "bits":

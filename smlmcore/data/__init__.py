@@ -5,8 +5,8 @@ table with what belongs to it; its `load` and `save` know Picasso, ThunderSTORM,
 storm-analysis, whose readers and writers are here by name as well.  `sets` holds `ImageSet`, its sources and more.
 """
 
+from ..files import DataError, atomic, atomic_folder, refuse_existing
 from .exchange import read_challenge, read_smap, read_storm_analysis, write_challenge, write_smap, write_storm_analysis
-from .files import DataError, atomic, atomic_folder, refuse_existing
 from .localizations import Localizations
 from .movie import Movie, open_movie, read_yaml, write_tiff
 from .sets import ImageSet

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Mapping
 from itertools import pairwise
@@ -19,8 +18,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from .files import DataError, atomic
-from .tables import check_fields, nanometres, table
+from ..files import DataError, atomic
+from .tables import check_fields, nanometres, read_csv, table
 
 CHALLENGE = {"frame": "frame", "x": "xnano", "y": "ynano", "z": "znano", "photons": "intensity"}
 SMAP = {
@@ -137,26 +136,6 @@ def read_storm_analysis(path: str | os.PathLike) -> tuple[np.ndarray, dict[str, 
     return table(**columns) if columns else table(frame=[], x=[], y=[]), info
 
 
-def read_csv(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The columns of a CSV file of numbers by the names in its first line, or `DataError`."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError):
-        raise DataError(f"{path}: no such file; check the name and the folder") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is no text file; expected CSV") from None
-    first, _, body = text.partition("\n")
-    header = [name.strip() for name in next(csv.reader([first]), [])]
-    try:
-        values = np.loadtxt(body.splitlines(), delimiter=",", ndmin=2) if body.strip() else np.empty((0, len(header)))
-        if values.shape[1] != len(header):
-            raise ValueError(f"{values.shape[1]} values in a row under {len(header)} columns")
-    except ValueError as error:
-        raise DataError(f"{path}: is no table of numbers ({error}); export it again") from None
-    return dict(zip(header, values.T, strict=True))
-
-
 def _ours_to_nm(
     caller: str, rows: np.ndarray, pixel_size: float, names: Mapping[str, str], origin: float
 ) -> dict[str, np.ndarray]:
@@ -178,12 +157,10 @@ def _ours_to_nm(
 def _nm_to_ours(
     caller: str, path: str | os.PathLike, pixel_size: float, names: Mapping[str, str], origin: float
 ) -> np.ndarray:
-    nm, theirs = nanometres(caller, pixel_size), read_csv(path)
+    nm = nanometres(caller, pixel_size)
+    theirs = read_csv(path, [names[k] for k in ("frame", "x", "y")])
     if "locprecnm" in theirs:
         theirs = {names.get("lpx", ""): theirs["locprecnm"], names.get("lpy", ""): theirs["locprecnm"], **theirs}
-    needed = {names[k] for k in ("frame", "x", "y")}
-    if not needed <= set(theirs):
-        raise DataError(f"{path}: has columns {list(theirs)}; expected at least {', '.join(sorted(needed))}")
     columns: dict[str, Any] = {}
     for ours, name in names.items():
         if name in theirs:

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import tifffile
 
-from .files import DataError
+from ..files import DataError
 from .movie import Movie, contiguous
 
 

@@ -17,10 +17,9 @@ import tifffile
 import yaml
 
 from ..camera import Camera
-from .files import DataError, atomic
+from ..camera.model import LIMITS, allowed
+from ..files import DataError, atomic
 
-# of camera.Camera, and the keys of Movie.camera
-SETTINGS = ("offset", "gain", "read_noise", "pixel_size", "qe", "em_gain", "spurious_charge", "saturation", "bits")
 USUAL = {"qe": 1.0, "spurious_charge": 0.0}
 NAMESPACE = "smlmcore/camera"  # marks our annotation in OME-XML
 # A chain of pages that leads out of the file, and a description (tag 270: axes and camera) beyond its end.
@@ -343,9 +342,8 @@ def _picasso_camera(info: dict[str, Any]) -> dict[str, float]:
 
 def _settings(found: dict[str, Any]) -> dict[str, float]:
     """Only the settings that `Camera` knows, as numbers that it accepts."""
-    numbers = {name: _number(found.get(name)) for name in SETTINGS}
-    least = {"offset": -np.inf, "read_noise": 0.0, "spurious_charge": 0.0}
-    return {k: v for k, v in numbers.items() if v is not None and (v >= least[k] if k in least else v > 0)}
+    numbers = {name: _number(found.get(name)) for name in LIMITS}
+    return {name: v for name, v in numbers.items() if v is not None and allowed(name, v)}
 
 
 def _worth_writing(name: str, value: Any) -> bool:
@@ -369,7 +367,7 @@ _Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """All documents of a Picasso `.yaml` in one dict, later ones first; `DataError` if it is not readable."""
+    """All documents of a `.yaml`, Picasso writes several, in one dict, later ones first, or `DataError`."""
     try:
         with open(path, encoding="utf-8") as file:
             documents = list(yaml.load_all(file, _Loader))
@@ -380,5 +378,5 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if isinstance(document, dict):
             merged |= document
     if not merged:
-        raise DataError(f"{path}: holds no keys; expected Picasso's metadata")
+        raise DataError(f"{path}: holds no keys; expected lines of a name, a colon and a value")
     return merged

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .files import DataError
+from ..files import DataError
 from .movie import open_movie
 
 Augment = Callable[["ImageSet", np.random.Generator], "ImageSet"]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 import yaml
 
-from .files import DataError, atomic
+from ..files import DataError, atomic
 from .movie import read_yaml
 
 PICASSO = {"background": "bg", "sigma_x": "sx", "sigma_y": "sy"}  # our name: theirs, where they differ
@@ -162,24 +162,8 @@ def read_thunderstorm(path: str | os.PathLike, pixel_size: float) -> np.ndarray:
 
     Columns unknown to us are left out.  Raises `DataError` for a file that is missing or no such table.
     """
-    path, nm = Path(path), nanometres("read_thunderstorm", pixel_size)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError):
-        raise DataError(f"{path}: no such file; check the name and the folder") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is no text file; expected ThunderSTORM's CSV") from None
-    first, _, body = text.partition("\n")
-    header = [name.strip() for name in next(csv.reader([first]), [])]
-    if not {"frame", "x [nm]", "y [nm]"} <= set(header):
-        raise DataError(f"{path}: has columns {header}; expected ThunderSTORM's frame, x [nm], y [nm] and others")
-    try:
-        values = np.loadtxt(io.StringIO(body), delimiter=",", ndmin=2) if body.strip() else np.empty((0, len(header)))
-        if values.shape[1] != len(header):
-            raise ValueError(f"{values.shape[1]} values in a row under {len(header)} columns")
-    except ValueError as error:
-        raise DataError(f"{path}: is no table of numbers ({error}); export it again") from None
-    theirs = dict(zip(header, values.T, strict=True))
+    nm = nanometres("read_thunderstorm", pixel_size)
+    theirs = read_csv(path, ("frame", "x [nm]", "y [nm]"))
     if theirs["frame"].size and not theirs["frame"].min() >= 1:
         raise DataError(f"{path}: has frame {theirs['frame'].min():g}; ThunderSTORM counts frames from 1")
     columns: dict[str, Any] = {"frame": theirs["frame"] - 1}
@@ -194,6 +178,28 @@ def read_thunderstorm(path: str | os.PathLike, pixel_size: float) -> np.ndarray:
         if name in theirs:
             columns |= dict.fromkeys(("lpx", "lpy"), theirs[name] / nm)
     return table(**columns)
+
+
+def read_csv(path: str | os.PathLike, needed: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """The columns of a CSV file of numbers by the names in its first line; `DataError` if one `needed` is not there."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError):
+        raise DataError(f"{path}: no such file; check the name and the folder") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is no text file; expected CSV") from None
+    first, _, body = text.partition("\n")
+    header = [name.strip() for name in next(csv.reader([first]), [])]
+    if not set(needed) <= set(header):
+        raise DataError(f"{path}: has columns {header}; expected at least {', '.join(needed)}")
+    try:
+        values = np.loadtxt(io.StringIO(body), delimiter=",", ndmin=2) if body.strip() else np.empty((0, len(header)))
+        if values.shape[1] != len(header):
+            raise ValueError(f"{values.shape[1]} values in a row under {len(header)} columns")
+    except ValueError as error:
+        raise DataError(f"{path}: is no table of numbers ({error}); export it again") from None
+    return dict(zip(header, values.T, strict=True))
 
 
 def check_fields(caller: str, rows: np.ndarray) -> tuple[str, ...]:

@@ -22,8 +22,6 @@ def spread_out(plan: Plan, todo: Sequence[int], workers: int | None, scheduler: 
         from distributed import Client, LocalCluster, as_completed
     except ImportError:
         raise RuntimeError("--workers and --scheduler need Dask; pip install 'smlmcore[dask]'") from None
-    if workers is not None and workers < 1:
-        raise ValueError(f"localize got workers={workers}; expected 1 or more")
     if not todo:
         return
     quiet = {"distributed.worker.use-file-locking": False}

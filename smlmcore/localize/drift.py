@@ -123,9 +123,11 @@ def fiducials(table: np.ndarray, marks: np.ndarray, radius: float, frames: int |
     """Drift from beads at `marks` (m, 2), x and y in pixels: weighted mean of the rows within `radius` of a mark.
 
     Each bead counts from its own weighted mean, so that a bead that is dark for a while does not make a jump.  Frames
-    without any are interpolated.  Raises `ValueError` if no row is near a mark.
+    without any are interpolated.  Raises `ValueError` for marks of another shape, and if no row is near a mark.
     """
     marks = np.atleast_2d(np.asarray(marks, float))
+    if marks.ndim != 2 or marks.shape[1] != 2:
+        raise ValueError(f"fiducials got marks of shape {marks.shape}; expected (m, 2), x and y of each")
     frames = int(table["frame"].max(initial=0)) + 1 if frames is None else int(frames)
     frame = table["frame"].astype(np.int64)
     total, weight = np.zeros((2, frames)), np.zeros((2, frames))

@@ -30,7 +30,7 @@ def link(
     the first to the last.  Events are sorted by frame, within it by the order of `table`.  Rows of NaN are events of
     their own.
 
-    Raises `ValueError` if frame, x, y are missing, or lpx, lpy are and no `radius` is given.
+    Raises `ValueError` if frame, x, y are missing, or no `radius` is given and lpx, lpy are missing or all zero.
 
     >>> rows = np.array([(0, 1.0, 5.0), (1, 1.1, 5.0), (1, 9.0, 5.0)], [("frame", int), ("x", float), ("y", float)])
     >>> events, event = link(rows, radius=0.5)
@@ -53,6 +53,8 @@ def link(
     if radius is None:
         square = (rows["lpx"].astype(np.float32) ** 2 + rows["lpy"].astype(np.float32) ** 2) / 2
         good = square[np.isfinite(square)]
+        if good.size and not good.any():
+            raise ValueError("link got a table whose lpx, lpy are all 0, errors unknown; give a radius in pixels")
         square = np.minimum(square, REACH**2 * (np.median(good) if good.size else 1)) * np.float32(sigmas**2)
     else:
         square = np.full(len(rows), radius**2 / 2, np.float32)

@@ -21,7 +21,7 @@ from .cut import cut
 from .detect import detect, isolated
 from .evaluate import evaluate
 from .render import render
-from .source import known_camera
+from .source import known_camera, truth_of
 
 OUTPUTS = ("localizations.hdf5", "localizations.yaml", "localizations.csv", "model.npz", "report.json", "report.png")
 TRAINING_STEPS = 1400  # enough for the encoder to reach the bound on a movie of any length
@@ -86,7 +86,7 @@ def fit_movie(
         model,
         images,
         settings.variance,
-        epochs=epochs or min(MOST_EPOCHS, max(1, round(TRAINING_STEPS / steps))),
+        epochs=min(MOST_EPOCHS, max(1, round(TRAINING_STEPS / steps))) if epochs is None else epochs,
         batch=BATCH,
         seed=seed,
         progress=not quiet,
@@ -100,9 +100,7 @@ def fit_movie(
     clock.lap("refine")
 
     table = localizations(spots, result)
-    truth_file = Path(movie).with_suffix(".truth.hdf5")
-    truth = data.read_picasso(truth_file)[0] if truth_file.exists() else None
-    numbers, errors = evaluate(spots, settings.variance, predicted, result, trainer.held_out, truth)
+    numbers, errors = evaluate(spots, settings.variance, predicted, result, trainer.held_out, truth_of([movie]))
     report = {
         "movie": {"file": Path(movie).name, "frames": shape[0], "height": shape[1], "width": shape[2]},
         "camera": settings.describe(),
@@ -137,7 +135,7 @@ def check_folder(out: str | PathLike[str], overwrite: bool) -> Path:
 
 def find_spots(movie: data.Movie, camera: Camera, box: int, sigma: float, threshold: float, quiet: bool) -> Spots:
     """Detect and cut the isolated spots of a movie, chunk by chunk; `DataError` if there are none."""
-    saturated = np.iinfo(movie.dtype).max if movie.dtype.kind == "u" else np.inf
+    saturated = camera.limits(movie.dtype)[1]
     images, peaks, found = [], [], 0
     with tqdm(total=movie.shape[0], desc="finding spots", unit="frame", disable=True if quiet else None) as bar:
         for start, counts in movie.chunks():

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 from scipy import ndimage
 
-from ..data import atomic
+from ..files import atomic
 
 BANDS = 32  # of rows of the image: threads never write to the same one, and the order of additions is always the same
 FARTHEST = 4.0  # standard deviations at which a Gaussian ends
@@ -198,6 +198,12 @@ def _spread(rows, x, y, shape, zoom, blur, weights) -> np.ndarray:
     return image
 
 
+@numba.njit(cache=True)
+def _bands_near(first, last, farthest, h):
+    """First and end of the bands whose localizations reach into the rows `first` to `last` from `farthest` away."""
+    return max(0, int((first - farthest) * BANDS / h) - 1), min(BANDS, int((last + farthest) * BANDS / h) + 2)
+
+
 @numba.njit(cache=True, parallel=True, error_model="numpy")
 def _gaussians(x, y, sigma_x, sigma_y, weights, starts, farthest, image):
     """Add Gaussians; a band of rows has one owner, who takes all that reach into it."""
@@ -206,8 +212,7 @@ def _gaussians(x, y, sigma_x, sigma_y, weights, starts, farthest, image):
     for band in numba.prange(BANDS):
         first, last = -(-h * band // BANDS), -(-h * (band + 1) // BANDS)
         column = np.empty(w, np.float32)
-        low = max(0, int((first - farthest) * BANDS / h) - 1)
-        high = min(BANDS, int((last + farthest) * BANDS / h) + 2)
+        low, high = _bands_near(first, last, farthest, h)
         for k in range(starts[low], starts[high]):
             reach = int(np.float32(FARTHEST) * sigma_y[k])
             top, bottom = max(first, int(y[k] + half) - reach), min(last, int(y[k] + half) + reach + 1)
@@ -241,7 +246,8 @@ def _triangles(x, y, weights, starts, image):
     h, w = image.shape
     for band in numba.prange(BANDS):
         first, last = -(-h * band // BANDS), -(-h * (band + 1) // BANDS)
-        for k in range(starts[max(band - 1, 0)], starts[min(band + 2, BANDS)]):
+        low, high = _bands_near(first, last, 1, h)
+        for k in range(starts[low], starts[high]):
             i, j = int(np.floor(y[k])), int(np.floor(x[k]))
             t, s = y[k] - np.float32(i), x[k] - np.float32(j)
             value = weights[k] if len(weights) > 1 else weights[0]

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,14 @@ from .source import Source, truth_of
 PIXELS = 1 << 23  # of a chunk
 FEWEST = 8  # frames of a chunk
 CHUNKS = "chunks"
+WIDEST = 10.0  # pixels, of the PSF
 SIGMA = 1.3  # pixels, where the width of the PSF is to be found out
 SURE = 100  # isolated spots that are enough to tell it
 MARGIN = 5.0  # pixels: scores are given with and without what is so near to the border
+SETTINGS = {  # what settings.yaml holds, and of which kind
+    "movies": list, "camera": dict, "sigma": Real, "box": int, "threshold": Real, "false_positives": Real, "gap": int,
+    "undrift": bool, "marks": list, "zoom": Real, "csv": bool,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -119,10 +125,16 @@ def run(
     if folder.is_file():
         raise data.DataError(f"{folder} is a file; expected a folder for the results")
     data.refuse_existing(folder / "localizations.hdf5", overwrite=overwrite)
-    if not isinstance(gap, int) or gap < 0:
-        raise ValueError(f"localize got gap={gap!r}; expected a number of frames, 0 or more")
-    if box is not None and (box % 2 == 0 or not 5 <= box <= 31):
-        raise ValueError(f"localize got box={box}; expected an odd number of pixels from 5 to 31")
+    for name, value, good, expected in (
+        ("gap", gap, isinstance(gap, Integral) and gap >= 0, "a number of frames, 0 or more"),
+        ("box", box, box is None or (box % 2 == 1 and 5 <= box <= 31), "an odd number of pixels from 5 to 31"),
+        ("sigma", sigma, sigma is None or 0 < sigma <= WIDEST, f"pixels above 0, at most {WIDEST:g}"),
+        ("threshold", threshold, threshold is None or 0 < threshold < np.inf, "standard deviations above 0"),
+        ("zoom", zoom, 0 < zoom < np.inf, "a number above 0"),
+        ("workers", workers, workers is None or workers >= 1, "1 or more"),
+    ):  # an error now rather than in a worker, or at the end
+        if not good:
+            raise ValueError(f"localize got {name}={value!r}; expected {expected}")
     with Source(paths, camera or {}) as source:
         plan = Plan(
             tuple(str(Path(p).resolve()) for p in paths),
@@ -131,7 +143,7 @@ def run(
             psf, sigma, box, threshold, false_positives, source.shape, chunk_size(source.shape), str(folder.resolve()),
         )  # fmt: skip
         if threshold is None:
-            threshold_for(false_positives, source.shape[1:], sigma or SIGMA)  # an error now rather than in a worker
+            threshold_for(false_positives, source.shape[1:], sigma or SIGMA)  # raises for a rate that cannot be
         todo = prepare(plan)
         lap("open")
         with tqdm(total=source.shape[0], desc="localizing", unit="frame", disable=True if quiet else None) as bar:
@@ -190,6 +202,20 @@ def run(
     return report
 
 
+def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Arguments of `run` from the `settings.yaml` of an earlier run, `movies` and `camera` always, None never.
+
+    Raises `DataError` for other names, or values of another kind than there should be.
+    """
+    stored = {name: value for name, value in data.read_yaml(Path(path)).items() if value is not None}
+    for name, value in stored.items():
+        if not isinstance(value, SETTINGS.get(name, ())):
+            raise data.DataError(
+                f"{path}: has {name}: {value!r}; expected settings of an earlier run: {', '.join(SETTINGS)}"
+            )
+    return {"movies": [], "camera": {}, **stored}
+
+
 # ---------------------------------------------------------------- chunks
 
 
@@ -204,12 +230,17 @@ def chunk_size(shape: tuple[int, int, int]) -> int:
 
 
 def prepare(plan: Plan) -> list[int]:
-    """Numbers of the chunks that are yet to be done; those of a run with other settings are removed first."""
+    """Numbers of the chunks that are yet to be done; those of a run with other settings are removed first.
+
+    Raises `DataError` for a folder `chunks` of somebody else's.
+    """
     chunks = Path(plan.folder) / CHUNKS
     mark = chunks / "plan.txt"
-    if chunks.exists() and (not mark.exists() or mark.read_text() != plan.fingerprint):
+    if mark.exists() and mark.read_text() != plan.fingerprint:
         shutil.rmtree(chunks)
     chunks.mkdir(parents=True, exist_ok=True)
+    if not mark.exists() and (foreign := [p for p in chunks.iterdir() if p.suffix != ".part"]):
+        raise data.DataError(f"{chunks}: holds {foreign[0].name}, not of a run; choose another folder for the results")
     if not mark.exists():
         with data.atomic(mark) as temporary:
             temporary.write_text(plan.fingerprint)

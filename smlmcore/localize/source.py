@@ -42,7 +42,7 @@ class Source:
         for movie in self.movies:
             a, b = max(start - first, 0), min(stop - first, len(movie))
             if a < b:
-                parts.append((movie.read(a, b), np.iinfo(movie.dtype).max if movie.dtype.kind == "u" else np.inf))
+                parts.append((movie.read(a, b), self.camera.limits(movie.dtype)[1]))
             first += len(movie)
         frames = [self.camera.photoelectrons(counts) for counts, _ in parts]
         full = [counts >= top if top < np.inf and counts.max(initial=0) >= top else None for counts, top in parts]

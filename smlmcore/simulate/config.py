@@ -17,6 +17,7 @@ camera: {offset: 100, gain: 0.5, read_noise: 1.5, pixel_size: 0.1}   # or a file
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -44,9 +45,14 @@ def from_config(settings: Mapping[str, Any]) -> tuple[Movie, np.random.Generator
     unknown = set(settings) - set(KEYS)
     if unknown:
         raise ValueError(f"simulate got the setting {sorted(unknown)[0]!r}; expected some of {', '.join(KEYS)}")
-    shape = tuple(int(n) for n in settings.get("shape", (128, 128)))
-    rng = np.random.default_rng(int(settings.get("seed", 0)))
     try:
+        shape, frames, seed = (settings.get(k, v) for k, v in (("shape", (128, 128)), ("frames", 1000), ("seed", 0)))
+        whole = [*np.atleast_1d(np.asarray(shape, object)), frames, seed]
+        if len(whole) != 4 or not all(isinstance(n, Integral) and n >= 0 for n in whole):
+            raise ValueError(
+                f"simulate got shape {shape}, frames {frames}, seed {seed}; expected [height, width], whole numbers"
+            )
+        rng = np.random.default_rng(seed)
         sites = _sites(dict(settings.get("structure", {"kind": "filaments"})), shape, rng)
         sites = structures.label(sites, rng, **settings.get("label", {}))
         psf, parameters = _psf(dict(settings.get("psf", {})), len(sites), rng)
@@ -55,7 +61,7 @@ def from_config(settings: Mapping[str, Any]) -> tuple[Movie, np.random.Generator
             Movie(
                 sites,
                 shape,
-                int(settings.get("frames", 1000)),
+                frames,
                 Blinking(**settings.get("blinking", {})),
                 psf,
                 parameters,

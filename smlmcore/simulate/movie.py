@@ -65,9 +65,9 @@ class Movie:
                 f"{self.background.min(initial=0)}; expected a pixel and a frame at least, none negative"
             )
         self.drift = np.asarray(drift, float)
-        if self.drift.shape not in ((), (self.frames, 2)):
+        if self.drift.shape not in ((), (self.frames, 2)) or not np.isfinite(self.drift).all():
             raise ValueError(
-                f"simulate.Movie got drift of shape {self.drift.shape}; expected a number or ({frames}, 2)"
+                f"simulate.Movie got drift of shape {self.drift.shape}; expected a number or ({frames}, 2), all finite"
             )
         sigma = [v.max(initial=0.5) for k, v in self.parameters.items() if k.startswith("sigma")]
         sigma = max([*sigma, *getattr(self.psf, "constants", np.empty(0))[:1], 0.5])

@@ -41,6 +41,8 @@ def rings(shape: tuple[int, int], count: int, radius: float, rng: np.random.Gene
     >>> site.shape[1]
     2
     """
+    if not 0 < radius < np.inf:
+        raise ValueError(f"rings got radius {radius}; expected a number of pixels above 0")
     angle = np.arange(0, 2 * np.pi, STEP / radius)
     circle = radius * np.stack([np.cos(angle), np.sin(angle)], 1)
     return inside((points(shape, count, rng)[:, None] + circle).reshape(-1, 2), shape)
@@ -52,6 +54,8 @@ def grid(shape: tuple[int, int], spacing: float) -> np.ndarray:
     >>> grid((20, 30), 10.0).shape
     (6, 2)
     """
+    if not 0 < spacing < np.inf:
+        raise ValueError(f"grid got spacing {spacing}; expected a number of pixels above 0")
     x, y = (np.arange((n - 1) % spacing / 2, n - 0.5, spacing) for n in (shape[1], shape[0]))
     return np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
 
@@ -85,6 +89,8 @@ def siemens_star(shape: tuple[int, int], spokes: int, rng: np.random.Generator, 
     >>> len(star)
     1000
     """
+    if spokes < 1:
+        raise ValueError(f"siemens_star got {spokes} spokes; expected 1 or more")
     radius = 0.45 * min(shape) * np.sqrt(rng.uniform(0, 1, count))
     angle = (rng.integers(0, spokes, count) + 0.5 * rng.uniform(0, 1, count)) * 2 * np.pi / spokes
     centre = (np.array([shape[1], shape[0]]) - 1) / 2

@@ -32,8 +32,9 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
         raise DataError(f"{path}: its folder {path.parent} does not exist; create it first")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with _named(path, temporary):
+            yield temporary
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -58,7 +59,8 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     if not nearest.is_dir():
         raise DataError(f"{nearest}: is a file; give the name of a folder")
     temporary = nearest / f".{path.name}.{secrets.token_hex(4)}.part"
-    temporary.mkdir()
+    with _named(path, temporary):
+        temporary.mkdir()
     try:
         yield temporary
         if path.exists():
@@ -69,6 +71,17 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
             os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _named(path: Path, temporary: Path) -> Iterator[None]:
+    """In errors about `temporary`, name `path`, which is what the user knows."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename == os.fspath(temporary):
+            error.filename = os.fspath(path)
+        raise
 
 
 def refuse_existing(*paths: str | os.PathLike, overwrite: bool = False) -> None:
