@@ -2,7 +2,8 @@
 
 The floor of a step is its direct multiply-adds (weights times pixels; three times that with gradients) at the rate of
 the machine's own matrix product, measured here.  `of floor` is that time over ours: above 100 %, because 3x3 filters
-take a quarter of the multiplications (Winograd).  PyTorch runs channels-last with as many threads.
+take a quarter of the multiplications (Winograd).  PyTorch runs channels-last with as many threads.  Ours runs with
+`layers.keep_freed()`, as in `Trainer`; a row of its own says what that gains.
 
 Compiled variants: one each of some twenty functions for float32, whatever the network's shape.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 import numba
 import numpy as np
 
-from smlmcore import encoder, interop, optim
+from smlmcore import encoder, interop, layers, optim
 from smlmcore.autograd import Tensor
 
 from .harness import Row, compare
@@ -36,10 +37,12 @@ PLAIN = {"root": False, "centre": 0.0, "spread": 1.0}
 
 
 def rows() -> Iterator[Row]:
+    layers.keep_freed()  # as `Trainer` does
     rate = gemm_rate()
     yield Row(
-        "float32 matrix product 3072 (BLAS)", 2 * 3072**3 / rate, {}, target="-", note=f"{rate / 1e9:.0f} GFLOP/s"
-    )
+        "float32 matrix product 3072 (BLAS)", 2 * 3072**3 / rate, {}, target="-",
+        note=f"{rate / 1e9:.0f} GFLOP/s; torch {torch.__version__ if torch else 'not installed'}",
+    )  # fmt: skip
     for shape, target in (((32, 1, 32, 32), "<= 0.85x torch's time"), ((8, 1, 128, 128), "<= 0.85x torch's time")):
         yield from unet(shape, rate, target, depth=3, width=32)
     yield from unet((2, 1, 32, 32, 32), rate, "<= 1.2x torch's time", depth=2, width=16, axes=3)
@@ -48,6 +51,7 @@ def rows() -> Iterator[Row]:
     yield threads()
     yield from start()
     yield memory()
+    yield kept()
     yield curve()
 
 
@@ -202,6 +206,7 @@ if sys.argv[1] == "torch":
     step = layers.torch_step(layers.torch_unet(1, depth=3, width=32), x, y)
     warm = layers.torch_step(layers.torch_unet(1, depth=3, width=32), x[:1, :8, :8], y[:1, :8, :8])
 else:
+    layers.layers.keep_freed()
     net = layers.encoder.UNet(1, depth=3, width=32, **layers.PLAIN)
     p = net.init(np.random.default_rng(0))
     step = layers.training_step(net.network, p, x, y)
@@ -211,6 +216,18 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for _ in range(3):
     step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+STEP = """
+import sys
+import numpy as np
+from bench.harness import compare
+from bench.layers import PLAIN, data, encoder, layers, training_step
+if sys.argv[1] == "keep":
+    layers.keep_freed()
+net = encoder.UNet(7, depth=2, width=24, last=48, **PLAIN)
+step = training_step(net.network, net.init(np.random.default_rng(0)), *data((16, 1, 40, 40), 7))
+print(compare("", step, {}, repeat=25).ours)
 """
 
 
@@ -236,6 +253,12 @@ def memory() -> Row:
     if torch:
         note += f", torch {child(PEAK, 'torch') / 1024:.0f} MiB"
     return Row("peak memory, U-Net depth 3 width 32, 8x1x128x128 step", 0.0, {}, target="<= torch's", note=note)
+
+
+def kept() -> Row:
+    ours, without = child(STEP, "keep"), child(STEP, "not")
+    note = f"{1e3 * without:.1f} ms without: {without / ours:.2f}x our time"
+    return Row("emitters' U-Net step, 16 crops 40x40, with layers.keep_freed()", ours, {}, target="-", note=note)
 
 
 def curve(steps: int = 200) -> Row:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from smlmcore import fit, psf
+from smlmcore import fit, layers, psf
 from smlmcore.training import Trainer
 
 SHAPE = (9, 9)
@@ -87,3 +87,40 @@ def test_bad_settings():
         trainer(data, epochs=0)
     with pytest.raises(ValueError, match="no images"):
         trainer(data[:0])
+
+
+def test_norms_and_dropout_train():
+    """The running means follow the batches, dropout draws in training, and neither does in prediction."""
+    data, _ = images(200)
+    plain = fit.gaussian2d(SHAPE)
+    learned = []
+    for rate in (0.0, 0.3):
+        net = layers.chain(
+            layers.Flatten(), layers.Linear(81, 8), layers.BatchNorm(8), layers.Dropout(rate), layers.Linear(8, 3)
+        )
+        model = fit.FitModel(net, plain.mapper, plain.renderer, plain.loss)
+        history = Trainer(model, data, epochs=3, batch=50).run()
+        assert np.isfinite(history["validation"]).all()
+        p = model.parameters
+        inner = data.reshape(200, 81) @ p["encoder.1.weight"] + p["encoder.1.bias"]
+        means = inner.mean(0)
+        assert np.corrcoef(p["encoder.2.mean"], means)[0, 1] > 0.99  # of weights that hardly moved in 12 steps
+        np.testing.assert_array_equal(model.predict(data)["x"], model.predict(data)["x"])
+        learned.append(p["encoder.1.weight"])
+    assert not np.array_equal(*learned)
+
+
+def test_a_loss_that_is_not_finite_ends_training_with_the_best_parameters():
+    data, _ = images(200)
+    run = trainer(data)
+    steps, objective = [], run.model.objective
+
+    def broken(p, images, variance, rows):
+        steps.append(rows)
+        return objective(p, images, variance, rows) * (np.nan if len(steps) == 6 else 1.0)
+
+    run.model.objective = broken
+    with pytest.raises(FloatingPointError, match="loss of nan in epoch 2, step 2 of 3, images ") as error:
+        run.run()
+    assert ", ".join(map(str, np.sort(steps[-1])[:10])) in str(error.value)
+    assert run.validate() == trainer(data).run()["validation"][0]

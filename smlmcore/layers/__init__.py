@@ -24,6 +24,7 @@ from .chain import Flatten, chain, concatenate, residual
 from .conv import Conv2d, Conv3d, conv
 from .dropout import Dropout
 from .linear import Linear, linear
+from .memory import keep_freed
 from .mode import training
 from .norm import BatchNorm, GroupNorm, LayerNorm
 from .pool import AvgPool, GlobalPool, MaxPool, average_pool, global_pool, max_pool
@@ -61,6 +62,7 @@ __all__ = [
     "conv_transpose",
     "gelu",
     "global_pool",
+    "keep_freed",
     "linear",
     "max_pool",
     "residual",

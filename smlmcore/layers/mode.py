@@ -2,7 +2,9 @@
 
     with layers.training(rng) as mode:
         loss = model(tensors, images)
-    parameters = mode.updated(parameters)  # the running means of BatchNorm
+    loss.backward()
+    updates, state = optimiser.update(mode.gradients(tensors), state, parameters)
+    parameters = optim.apply(mode.updated(parameters), updates)  # the running means of BatchNorm are new, too
 
 Outside of the block, which is inference, Dropout passes everything on and BatchNorm uses its running means.
 """
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import backend
 from ..backend import Array
 
 _current: ContextVar[Mode | None] = ContextVar("mode", default=None)
@@ -31,6 +34,13 @@ class Mode:
     def replace(self, old: Array, new: Array) -> None:
         """Note that the parameter whose array is `old` shall become `new`, in its dtype."""
         self._new[id(old)] = old, new.astype(old.dtype)
+
+    def gradients(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """The gradients of `tensors`, those of all parameters, after `backward`; zero for what learns without one."""
+        return {
+            name: backend.module(t.data).zeros_like(t.data) if id(t.data) in self._new else t.grad
+            for name, t in tensors.items()
+        }
 
     def updated(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """`parameters`, a flat mapping of arrays, with the new values put in."""

@@ -31,8 +31,6 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 from tqdm import tqdm
 
-from .memory import keep_freed
-
 AVX512 = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]  # of the machine numba compiles for
 VECTOR = 16 if AVX512 else 8  # floats of a vector
 # Rows of a block of output columns, by its width: as many sums as registers hold, 24 of 32 with AVX-512, else 12 of 16.
@@ -92,7 +90,6 @@ def link() -> None:
 
     On a terminal a bar says so, if it takes long.
     """
-    keep_freed()
     for one in tqdm(_links, "compiling layers, once", unit="function", delay=0.5, leave=False, disable=None):
         one()
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .. import backend, optim
+from .. import backend, layers, optim
 from ..autograd import Tensor, no_grad
 from ..fit.model import FitModel
 
@@ -20,6 +20,9 @@ class Trainer:
     transposes of the images, which the physics does not change.  A share `held_out` of the images is never trained on
     (default 0.2; 0 for an encoder `by_index`, which knows only images that it was trained on); after every epoch the
     loss there, or else that of training, decides which parameters are best, and these the model has in the end.
+    A loss that is not finite ends the training: `run` raises a `FloatingPointError` that names epoch, step and images,
+    and the model has the best parameters until then.  Training lets the process keep freed memory
+    (`layers.keep_freed`).
 
     `variance`: read-noise variance in squared photoelectrons, scalar, (h, w) or (n, h, w).  `epochs`: passes over the
     training images, `batch`: images in a step, `rate`: the highest learning rate, `decay`: weight decay, `clip`:
@@ -72,23 +75,29 @@ class Trainer:
     def run(self) -> dict[str, list[float]]:
         """Train, leave the best parameters in the model; returns `epoch`, `train`, `validation`, `seconds` by epoch."""
         history: dict[str, list[float]] = {"epoch": [], "train": [], "validation": [], "seconds": []}
+        layers.keep_freed()
         state = self.optimiser.init(self.model.parameters)
         best = (np.inf, self.model.parameters)
         start = time.perf_counter()
         bar = tqdm(range(self.epochs), desc="training", unit="epoch", disable=None if self.progress else True)
-        for epoch in bar:
-            losses = []
-            for rows in np.array_split(self.rng.permutation(self.trained), -(-len(self.trained) // self.batch)):
-                loss, state = self._step(rows, state)
-                losses.append(loss)
-            train = float(np.mean([float(loss) for loss in losses]))
-            validation = self.validate() if len(self.held_out) else train
-            best = min(best, (validation, self.model.parameters), key=lambda pair: pair[0])
-            seconds = time.perf_counter() - start
-            for name, value in zip(history, (epoch + 1, train, validation, seconds), strict=True):
-                history[name].append(value)
-            bar.set_postfix(train=f"{train:.4f}", validation=f"{validation:.4f}")
-        self.model.parameters = best[1]
+        try:
+            for epoch in bar:
+                losses = []
+                batches = np.array_split(self.rng.permutation(self.trained), -(-len(self.trained) // self.batch))
+                for step, rows in enumerate(batches, 1):
+                    loss, state = self._step(rows, state)
+                    _check(loss, f"epoch {epoch + 1}, step {step} of {len(batches)}", rows)
+                    losses.append(loss)
+                train = float(np.mean(losses))
+                validation = self.validate() if len(self.held_out) else train
+                _check(validation, f"the validation of epoch {epoch + 1}", self.held_out)
+                best = min(best, (validation, self.model.parameters), key=lambda pair: pair[0])
+                seconds = time.perf_counter() - start
+                for name, value in zip(history, (epoch + 1, train, validation, seconds), strict=True):
+                    history[name].append(value)
+                bar.set_postfix(train=f"{train:.4f}", validation=f"{validation:.4f}")
+        finally:
+            self.model.parameters = best[1]
         return history
 
     def validate(self) -> float:
@@ -101,15 +110,15 @@ class Trainer:
             ]
         return sum(sums) / len(self.held_out)
 
-    def _step(self, rows: np.ndarray, state: Any) -> tuple[Any, Any]:
+    def _step(self, rows: np.ndarray, state: Any) -> tuple[float, Any]:
         images, variance = self._augmented(rows) if self.turns else self._rows(rows)
         tensors = {name: Tensor(value) for name, value in self.model.parameters.items()}
-        loss = self.model.objective(tensors, images, variance, rows)
+        with layers.training(self.rng) as mode:
+            loss = self.model.objective(tensors, images, variance, rows)
         loss.backward()
-        gradients = {name: tensor.grad for name, tensor in tensors.items()}
-        updates, state = self.optimiser.update(gradients, state, self.model.parameters)
-        self.model.parameters = optim.apply(self.model.parameters, updates)
-        return loss.data, state
+        updates, state = self.optimiser.update(mode.gradients(tensors), state, self.model.parameters)
+        self.model.parameters = optim.apply(mode.updated(self.model.parameters), updates)
+        return float(loss.data), state
 
     def _rows(self, rows: np.ndarray) -> tuple[Any, Any]:
         rows = backend.module(self.images).asarray(rows)
@@ -128,3 +137,13 @@ class Trainer:
             return a.swapaxes(-1, -2) if transpose and a.shape[-1] == a.shape[-2] else a
 
         return turn(images), turn(variance)
+
+
+def _check(loss: float, where: str, rows: np.ndarray) -> None:
+    """Raise an error that names the place and the images, unless the loss is finite."""
+    if not np.isfinite(loss):
+        some = ", ".join(map(str, np.sort(rows)[:10])) + (", ..." if len(rows) > 10 else "")
+        raise FloatingPointError(
+            f"Trainer got a loss of {loss} in {where}, images {some}; the model has the best parameters until then: "
+            "look for absurd values in these images, or train with a smaller rate"
+        )
