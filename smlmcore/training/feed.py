@@ -27,10 +27,12 @@ class Images:
     ) -> None:
         if len(images) == 0:
             raise ValueError("Trainer got no images; expected at least one to train on")
+        _check(images)
         self.images, self.variance, self.turns = images, variance, turns
         order = rng.permutation(len(images))
         self.held_out, self.trained = np.split(order, [int(held_out * len(order))])
         self.steps = -(-len(self.trained) // batch)  # of an epoch
+        self.validates = len(self.held_out) > 0
 
     def order(self, rng: np.random.Generator) -> list[np.ndarray]:
         """The numbers of the images of every batch of one epoch."""
@@ -46,8 +48,8 @@ class Images:
 
     def validation(self) -> Iterator[Batch]:
         """The images held out, in blocks that fit into memory."""
-        for rows in np.array_split(self.held_out, -(-len(self.held_out) // 1024) or 1):
-            if len(rows):
+        if self.validates:
+            for rows in np.array_split(self.held_out, -(-len(self.held_out) // 1024)):
                 yield *self._rows(rows), rows
 
     def _rows(self, rows: np.ndarray) -> tuple[Any, Any]:
@@ -63,6 +65,7 @@ class Drawn:
         self.trained = self.held_out = np.empty(0, int)
         self.steps, self._size, self._seed = steps, batch, seed
         self._validation_steps = max(1, round(held_out * steps)) if held_out else 0
+        self.validates = self._validation_steps > 0
 
     def order(self, rng: np.random.Generator) -> list[int]:
         """The size of every batch of one epoch."""
@@ -77,6 +80,23 @@ class Drawn:
         rng = np.random.default_rng([self._seed, 1])
         for _ in range(self._validation_steps):
             yield self.images.draw(rng, self._size)
+
+
+def numbers(rows: np.ndarray) -> str:
+    """The first ten of the numbers `rows`, in order."""
+    return ", ".join(map(str, np.sort(rows)[:10])) + (", ..." if len(rows) > 10 else "")
+
+
+def _check(images: Any) -> None:
+    """Raise an error that names the images that cannot be trained on; single NaN pixels are masked by the losses."""
+    xp = backend.module(images)
+    flat = images.reshape(len(images), -1)
+    for bad, what in ((xp.isinf(flat).any(1), "infinite pixels"), (xp.isnan(flat).all(1), "nothing but NaN")):
+        if rows := np.flatnonzero(backend.to_cpu(bad)).tolist():
+            raise ValueError(
+                f"Trainer got {what} in images {numbers(rows)}: leave these images out, or correct them; "
+                "NaN marks a single pixel that carries no information"
+            )
 
 
 def _turn(a: Any, flip_y: bool, flip_x: bool, transpose: bool) -> Any:
