@@ -31,6 +31,7 @@ from .mapper.direct import Parameter
 from .training import Trainer
 
 LEAST = 0.1  # of the mean of all images: the smallest mean that a pixel's noise is computed from
+RATE = 5e-3
 CROP, CROPS, EPOCH = 64, 6, 100  # pixels of a side and splits of a training step, steps of an epoch
 LARGE, TILE = 512, 256  # pixels of a side, above which an image is denoised in tiles, and of a tile
 
@@ -77,6 +78,7 @@ def denoise(
     model = Denoiser.of(float(known.mean()), float(known.std()), psf, width)
     epochs = -(-steps // EPOCH)
     settings = {"epochs": epochs, "steps": -(-steps // epochs), "batch": 2 * CROPS, "seed": seed, "progress": progress}
+    settings |= {"rate": RATE, "warmup": 100, "average": 0.99}
     history = Trainer(model, Splits(y, v, model, images), **settings).run()
     return Denoised(model.denoise(images, variance, splits, seed=seed, progress=progress), model, history)
 
@@ -226,8 +228,8 @@ def _check(images: Any, variance: Any) -> tuple[np.ndarray, np.ndarray]:
     y = y.astype(np.float32).reshape(-1, *y.shape[-2:])
     if v.shape not in ((), y.shape[1:], y.shape) or bool((v < 0).any()):
         raise ValueError(
-            f"denoise got variance of shape {v.shape}, least {v.min(initial=np.inf)}, for images {images.shape}; expected "
-            f"a number, {y.shape[1:]} or {y.shape}, >= 0, the square of the read noise in photoelectrons"
+            f"denoise got variance of shape {v.shape}, least {v.min(initial=np.inf)}, for images {images.shape}; "
+            f"expected a number, {y.shape[1:]} or {y.shape}, >= 0, the square of the read noise in photoelectrons"
         )
     known = np.isfinite(y) & np.isfinite(v)
     return np.where(known, y, 0).astype(np.float32), np.where(known, v, np.inf).astype(np.float32)
