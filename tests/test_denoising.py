@@ -62,7 +62,7 @@ def test_it_beats_the_best_gaussian_filter_and_keeps_the_photons(learned):
 
 
 def test_dead_and_saturated_pixels_are_filled_in(learned):
-    clean, variance, noisy, found = learned
+    _, variance, noisy, found = learned
     holes, broken = noisy.copy(), variance.copy()
     holes[0, 5, 5], holes[1, 9, 9] = np.nan, np.inf
     broken[20, 20] = np.inf
