@@ -57,8 +57,9 @@ def deconvolve(
 
     Richardson-Lucy by default.  With `refine` the kernel is only a start: after that many iterations it follows, once
     in `every` iterations; a `symmetric` one stays the same when mirrored in any axis or (if square) with x and y
-    exchanged, as that of a round pupil in focus: choose it where the start is but a guess.  `mode`, as for `renderer.convolve`: "periodic", "same" (the object is 0 outside the image)
-    or "valid" (the object reaches kernel size - 1 beyond the image; best for cut-outs of a larger scene).
+    exchanged, as that of a round pupil: choose it where the start is but a guess.  `mode`, as for `renderer.convolve`:
+    "periodic", "same" (the object is 0 outside the image) or "valid" (the object reaches kernel size - 1 beyond the
+    image; best for cut-outs of a larger scene).
 
     `kernel`: non-negative, centre at element size // 2, brought to unit sum; `background`: photoelectrons per pixel
     that no kernel has blurred; `variance`: of the read noise, scalar or map; `start`: object to start from, default

@@ -31,7 +31,8 @@ from .mapper.direct import Parameter
 from .training import Trainer
 
 LEAST = 0.1  # of the mean of all images: the smallest mean that a pixel's noise is computed from
-RATE = 5e-3
+GAIN = 8  # features in a spread: with so many, softplus bends close to 0 only
+RATE = 5e-3  # highest learning rate
 CROP, CROPS, EPOCH = 64, 6, 100  # pixels of a side and splits of a training step, steps of an epoch
 LARGE, TILE = 512, 256  # pixels of a side, above which an image is denoised in tiles, and of a tile
 
@@ -50,7 +51,7 @@ def denoise(
     variance: Any = 0.0,
     *,
     psf: Any = None,
-    steps: int = 5000,
+    steps: int = 2000,
     splits: int = 32,
     width: int = 24,
     seed: int = 0,
@@ -94,7 +95,7 @@ class Denoiser(FitModel):
         """A model for images of mean `level` and standard deviation `spread`, in photoelectrons."""
         level, spread = max(level, 1e-3), max(spread, 1e-3)
         net = UNet(1, inputs=3, depth=depth, width=width, root=False, centre=0.0, spread=1.0)
-        to = Parameter("linear" if psf is None else "softplus", scale=spread)
+        to = Parameter("linear" if psf is None else "softplus", scale=spread / GAIN)
         draw = renderer.Image((1, 1)) if psf is None else renderer.Convolution(psf, (1, 1))
         return cls(Correction(net, level, spread), mapper.Image({"image": to}), draw, GaussianNLL(poisson=False))
 
@@ -137,7 +138,7 @@ class Denoiser(FitModel):
 
 
 class Correction:
-    """Features (n, 1, y, x), in units of `spread`: the local mean, plus what `net` adds to it.
+    """Features (n, 1, y, x), in units of `spread` / GAIN: the local mean, plus what `net` adds to it.
 
     Its input (n, 2, y, x) are halves of splits and their variance, which is infinite where a pixel is to be left out.
     `net`, such as `encoder.UNet`, sees three channels: the mean, the residual in units of its noise, the precision.
@@ -169,7 +170,7 @@ class Correction:
         residual = (y - mean) / xp.sqrt(self.noise(mean, v))
         seen = xp.stack([mean / self.spread, residual, self.level / (v + self.level)], 1)
         large = max(seen.shape[2:]) > LARGE
-        return (tiled(self.net, p, seen, TILE) if large else self.net(p, seen)) + seen[:, :1]
+        return ((tiled(self.net, p, seen, TILE) if large else self.net(p, seen)) + seen[:, :1]) * GAIN
 
 
 class Splits:
