@@ -117,3 +117,17 @@ def test_a_symmetric_kernel_stays_so_and_helps_where_its_start_is_a_guess(bars, 
     assert np.abs(k - KERNEL).sum() < np.abs(free.kernel - KERNEL).sum()
     square = deconvolve(data, np.ones((3, 3)) + np.eye(3, k=1), 30, refine=5, every=1, symmetric=True).kernel
     np.testing.assert_allclose(square, square.T, atol=1e-12)
+
+
+def test_it_ends_where_the_residual_is_noise_alone(bars, rng):
+    bars = bars + 40
+    data = rng.poisson(blurred(bars)).astype(float)
+    data[3, 4] = np.nan
+    found = deconvolve(data, KERNEL, 2000, deviance=1.0)
+    seen, mean = np.isfinite(data), found.prediction
+    ratio = np.where(seen & (data > 0), data, 1) / np.where(data > 0, mean, 1)
+    deviance = 2 * np.where(seen, mean - data + data * np.log(ratio), 0)[seen].mean()
+    assert 0.97 < deviance <= 1
+    assert len(found.loss) < 200
+    error, later = (np.sqrt(((f.object - bars) ** 2).mean()) for f in (found, deconvolve(data, KERNEL, 2000)))
+    assert error < later
