@@ -89,6 +89,10 @@ for _ in range(6):  # hollow balls
     cz, cy, cx = rng.uniform((4, 10, 10), (12, 38, 38))
     distance = np.sqrt((3 * (z - cz)) ** 2 + (y - cy) ** 2 + (x - cx) ** 2) - rng.uniform(4, 8)
     volume += rng.uniform(600, 1200) * np.exp(-0.5 * (distance / 0.8) ** 2)
+for _ in range(3):  # rods
+    ends = rng.uniform((2, 4, 4), (14, 44, 44), (2, 3))
+    along = np.rint(ends[0] + np.linspace(0, 1, 200)[:, None] * (ends[1] - ends[0])).astype(int)
+    np.add.at(volume, tuple(along.T), 240)
 scenes = {
     "2-D": simulated(image * 600 / np.percentile(image, 99.5), stack[6], 1.4),
     "3-D, confocal": simulated(volume, stack**2, 1.4),
@@ -98,10 +102,10 @@ if folder.is_dir():
 else:
     print(f"{folder} is not there; set SMLMCORE_DATA to the folder that holds deconvolution_bars")
 
-report, shown, found = {}, [], None
+report, shown, found = {}, {}, None
 for scene, (truth, data, kernel, ways) in scenes.items():
     report[f"{scene}: blurred image"] = {"dB": score(data, truth)}
-    shown += [(f"{scene}: truth", truth, kernel), (f"{scene}: data {score(data, truth):.1f} dB", data, None)]
+    row = shown[scene] = [(f"{scene}: truth", truth, kernel), (f"data {score(data, truth):.1f} dB", data, None)]
     for name, (first, count, settings) in ways.items():
         begin = time.perf_counter()
         found = deconvolve(data, found.kernel if first is None else first, count, progress=True, **settings)
@@ -109,20 +113,22 @@ for scene, (truth, data, kernel, ways) in scenes.items():
         seconds = round(time.perf_counter() - begin, 1)
         numbers = {"dB": score(found.object, truth), "r of the kernel": float(same), "iterations": len(found.loss)}
         report[f"{scene}: {name}"] = numbers | {"seconds": seconds}
-        shown.append((f"{name} {numbers['dB']:.1f} dB", found.object, found.kernel))
+        row.append((f"{name}\n{numbers['dB']:.1f} dB", found.object, found.kernel))
 
 options.out.mkdir(parents=True, exist_ok=True)
 with atomic(options.out / "report.json") as path:
     path.write_text(json.dumps(report, indent=2) + "\n")
-figure = Figure(figsize=(2.7 * len(shown), 6), layout="constrained")
-for ax, (title, item, its_kernel) in zip(figure.subplots(2, len(shown)).T, shown, strict=True):
-    ax[0].imshow(item[len(item) // 2] if item.ndim == 3 else item, cmap="gray", vmax=np.percentile(item, 99.9))
-    ax[0].set_title(title, fontsize=8)
-    if its_kernel is not None:
-        across = its_kernel[:, its_kernel.shape[1] // 2] if its_kernel.ndim == 3 else its_kernel
-        ax[1].imshow(np.log(across / across.max() + 1e-4), cmap="magma", aspect=2 if its_kernel.ndim == 3 else 1)
-    for a in ax:
-        a.axis("off")
+figure = Figure(figsize=(15, 5 * len(shown)), layout="constrained")
+axes = figure.subplots(2 * len(shown), 6, squeeze=False)
+for ax in axes.flat:
+    ax.axis("off")
+for pair, row in zip(axes.reshape(len(shown), 2, 6), shown.values(), strict=True):
+    for ax, (title, item, its_kernel) in zip(pair.T, row, strict=False):
+        ax[0].imshow(item[len(item) // 2] if item.ndim == 3 else item, cmap="gray", vmax=np.percentile(item, 99.9))
+        ax[0].set_title(title, fontsize=8)
+        if its_kernel is not None:
+            across = its_kernel[:, its_kernel.shape[1] // 2] if its_kernel.ndim == 3 else its_kernel
+            ax[1].imshow(np.log(across / across.max() + 1e-4), cmap="magma", aspect=2 if its_kernel.ndim == 3 else 1)
 figure.savefig(options.out / "deconvolution.png", dpi=80)
 
 for name, numbers in report.items():
