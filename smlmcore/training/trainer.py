@@ -1,16 +1,20 @@
-"""Training of a model on images alone."""
+"""Training of a model on images alone, or on images that a source draws."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from .. import backend, layers, optim
+from .. import layers, optim
 from ..autograd import Tensor, no_grad
-from ..fit.model import FitModel
+from .callback import Callback
+from .feed import Drawn, Images, Source
+
+COLUMNS = ("epoch", "step", "train", "validation", "rate", "seconds", "images_per_second")
 
 
 class Trainer:
@@ -24,9 +28,18 @@ class Trainer:
     and the model has the best parameters until then.  Training lets the process keep freed memory
     (`layers.keep_freed`).
 
+    `images` may be a source instead, any object with `draw(rng, n) -> (images, variance, extra)`: then every step of
+    `steps` in an epoch trains on `batch` new images, and the loss of a share `held_out` (default 0.05) of as many more
+    decides.  `model` is a `FitModel` or anything with `parameters`, a flat mapping of arrays, and
+    `objective(p, images, variance, extra)`, the loss to make small; `extra` is what the source gave, else the numbers
+    of the images.
+
     `variance`: read-noise variance in squared photoelectrons, scalar, (h, w) or (n, h, w).  `epochs`: passes over the
     training images, `batch`: images in a step, `rate`: the highest learning rate, `decay`: weight decay, `clip`:
     largest gradient norm, `progress`: show a bar if the output is a terminal.  Same seed, same result.
+
+    `callbacks` are told of every step and epoch (`Callback`), and may look at `model`, `images`, `variance`, the
+    numbers `trained` and `held_out`, `optimiser` and its `state`, `rng`, `history` and `step`, the steps so far.
 
     >>> import smlmcore as sc
     >>> model = sc.fit.gaussian2d((7, 7), width=8, hidden=16)
@@ -38,12 +51,13 @@ class Trainer:
 
     def __init__(
         self,
-        model: FitModel,
-        images: Any,
+        model: Any,
+        images: Any | Source,
         variance: Any = 0.0,
         *,
         epochs: int = 20,
         batch: int = 256,
+        steps: int = 100,
         rate: float = 2e-3,
         warmup: int = 200,
         decay: float = 1e-3,
@@ -51,99 +65,124 @@ class Trainer:
         held_out: float | None = None,
         seed: int = 0,
         progress: bool = True,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
-        held_out = (0.0 if model.by_index else 0.2) if held_out is None else held_out
-        if epochs < 1 or batch < 1 or not 0 <= held_out < 1:
+        drawn, by_index = hasattr(images, "draw"), getattr(model, "by_index", False)
+        held_out = (0.05 if drawn else 0.0 if by_index else 0.2) if held_out is None else held_out
+        if epochs < 1 or batch < 1 or steps < 1 or not 0 <= held_out < 1:
             raise ValueError(
-                f"Trainer got epochs={epochs}, batch={batch}, held_out={held_out}; "
-                "expected epochs >= 1, batch >= 1, 0 <= held_out < 1"
+                f"Trainer got epochs={epochs}, batch={batch}, steps={steps}, held_out={held_out}; "
+                "expected epochs, batch and steps >= 1, 0 <= held_out < 1"
             )
-        self.model, self.epochs, self.batch, self.progress = model, epochs, batch, progress
+        self.model, self.epochs, self.progress, self.callbacks = model, epochs, progress, tuple(callbacks)
         self.rng = np.random.default_rng(seed)
         if not model.parameters:
             model.init(self.rng)
-        self.images, self.variance = model.check(images, variance)
-        self.turns = not model.by_index and getattr(model.renderer, "symmetric", False)
-        if len(self.images) == 0:
-            raise ValueError("Trainer got no images; expected at least one to train on")
-        order = self.rng.permutation(len(self.images))
-        self.held_out, self.trained = np.split(order, [int(held_out * len(order))])
-        steps = epochs * -(-len(self.trained) // batch)
-        schedule = optim.cosine(rate, steps, warmup=min(warmup, steps // 5))
-        self.optimiser = optim.chain(optim.clip_global_norm(clip), optim.adamw(schedule, decay))
+        if drawn:
+            self.feed = Drawn(images, batch, steps, held_out, seed)
+        else:
+            turns = not by_index and getattr(getattr(model, "renderer", None), "symmetric", False)
+            self.feed = Images(*model.check(images, variance), batch, held_out, turns, self.rng)
+        self.images, self.variance = self.feed.images, self.feed.variance
+        self.trained, self.held_out = self.feed.trained, self.feed.held_out
+        steps = epochs * self.feed.steps
+        self.schedule = optim.cosine(rate, steps, warmup=min(warmup, steps // 5))
+        self.optimiser = optim.chain(optim.clip_global_norm(clip), optim.adamw(self.schedule, decay))
+        self.state = self.optimiser.init(model.parameters)
+        self.history: dict[str, list[float]] = {name: [] for name in COLUMNS}
+        self.step, self.stopped = 0, ""
+        self.tensors: dict[str, Tensor] = {}
+        self.gradients: dict[str, Any] = {}
 
     def run(self) -> dict[str, list[float]]:
-        """Train, leave the best parameters in the model; returns `epoch`, `train`, `validation`, `seconds` by epoch."""
-        history: dict[str, list[float]] = {"epoch": [], "train": [], "validation": [], "seconds": []}
+        """Train and leave the best parameters in the model; returns the history, a list of each of COLUMNS by epoch."""
         layers.keep_freed()
-        state = self.optimiser.init(self.model.parameters)
         best = (np.inf, self.model.parameters)
         start = time.perf_counter()
-        bar = tqdm(range(self.epochs), desc="training", unit="epoch", disable=None if self.progress else True)
+        self._tell("start")
+        bar = tqdm(total=self.epochs, desc="training", unit="epoch", disable=None if self.progress else True)
         try:
-            for epoch in bar:
-                losses = []
-                batches = np.array_split(self.rng.permutation(self.trained), -(-len(self.trained) // self.batch))
-                for step, rows in enumerate(batches, 1):
-                    loss, state = self._step(rows, state)
-                    _check(loss, f"epoch {epoch + 1}, step {step} of {len(batches)}", rows)
-                    losses.append(loss)
-                train = float(np.mean(losses))
-                validation = self.validate() if len(self.held_out) else train
-                _check(validation, f"the validation of epoch {epoch + 1}", self.held_out)
-                best = min(best, (validation, self.model.parameters), key=lambda pair: pair[0])
-                seconds = time.perf_counter() - start
-                for name, value in zip(history, (epoch + 1, train, validation, seconds), strict=True):
-                    history[name].append(value)
-                bar.set_postfix(train=f"{train:.4f}", validation=f"{validation:.4f}")
+            while len(self.history["epoch"]) < self.epochs and not self.stopped:
+                record = self._epoch(start)
+                best = min(best, (record["validation"], self.model.parameters), key=lambda pair: pair[0])
+                self._tell("epoch", record)
+                bar.update()
+                bar.set_postfix({name: f"{record[name]:.4f}" for name in ("train", "validation")})
         finally:
+            bar.close()
             self.model.parameters = best[1]
-        return history
+            self._tell("end")
+        return self.history
+
+    def stop(self, why: str) -> None:
+        """End the training after this step or epoch; `stopped` says why."""
+        self.stopped = why
 
     def validate(self) -> float:
-        """Mean loss in nats per pixel on the held-out images."""
+        """Mean loss in nats per pixel on the held-out images; NaN if there are none."""
+        total, count = 0.0, 0
         with no_grad():
-            blocks = np.array_split(self.held_out, -(-len(self.held_out) // 1024))
-            sums = [
-                float(self.model.objective(self.model.parameters, *self._rows(rows), rows)) * len(rows)
-                for rows in blocks
-            ]
-        return sum(sums) / len(self.held_out)
+            for images, variance, extra in self.feed.validation():
+                total += float(self.model.objective(self.model.parameters, images, variance, extra)) * len(images)
+                count += len(images)
+        return total / count if count else float("nan")
 
-    def _step(self, rows: np.ndarray, state: Any) -> tuple[float, Any]:
-        images, variance = self._augmented(rows) if self.turns else self._rows(rows)
-        tensors = {name: Tensor(value) for name, value in self.model.parameters.items()}
+    def _epoch(self, start: float) -> dict[str, float]:
+        """Train for an epoch and validate; returns its record, which is now the last of the history."""
+        epoch, losses, images = len(self.history["epoch"]) + 1, [], 0
+        begin = time.perf_counter()
+        order = self.feed.order(self.rng)
+        for i, rows in enumerate(order, 1):
+            losses.append(self._step(epoch, rows, f"step {i} of {len(order)}"))
+            images += len(rows) if np.ndim(rows) else rows
+            if self.stopped:
+                break
+        speed = images / (time.perf_counter() - begin)
+        train, validation = float(np.mean(losses)), self.validate()
+        if len(self.held_out) or not np.isnan(validation):
+            _check(validation, f"the validation of epoch {epoch}", self.held_out)
+        else:
+            validation = train
+        rate = self.schedule(self.step - 1)
+        record = dict(
+            zip(COLUMNS, (epoch, self.step, train, validation, rate, time.perf_counter() - start, speed), strict=True)
+        )
+        for name, value in record.items():
+            self.history[name].append(value)
+        return record
+
+    def _step(self, epoch: int, rows: Any, where: str) -> float:
+        images, variance, extra = self.feed.batch(rows, self.rng)
+        parameters = self.model.parameters
+        self.tensors = {name: Tensor(value) for name, value in parameters.items()}
         with layers.training(self.rng) as mode:
-            loss = self.model.objective(tensors, images, variance, rows)
+            loss = self.model.objective(self.tensors, images, variance, extra)
+        value = float(loss.data)
+        _check(value, f"epoch {epoch}, {where}", rows)
         loss.backward()
-        updates, state = self.optimiser.update(mode.gradients(tensors), state, self.model.parameters)
-        self.model.parameters = optim.apply(mode.updated(self.model.parameters), updates)
-        return float(loss.data), state
+        self.gradients = mode.gradients(self.tensors)
+        updates, self.state = self.optimiser.update(self.gradients, self.state, parameters)
+        self.model.parameters = optim.apply(mode.updated(parameters), updates)
+        self.step += 1
+        if self.callbacks:
+            norm = float(np.sqrt(sum(float((g * g).sum(dtype=np.float64)) for g in self.gradients.values())))
+            record = {"epoch": epoch, "step": self.step, "loss": value, "rate": self.schedule(self.step - 1)}
+            self._tell("step", {**record, "gradient_norm": norm, **mode.notes})
+        self.tensors, self.gradients = {}, {}
+        return value
 
-    def _rows(self, rows: np.ndarray) -> tuple[Any, Any]:
-        rows = backend.module(self.images).asarray(rows)
-        return self.images[rows], self.variance[rows] if self.variance.ndim == self.images.ndim else self.variance
-
-    def _augmented(self, rows: np.ndarray) -> tuple[Any, Any]:
-        """Images and variance of `rows`, all flipped and (if square) transposed in one random way."""
-        images, variance = self._rows(rows)
-        flip_y, flip_x, transpose = self.rng.random(3) < 0.5
-
-        def turn(a: Any) -> Any:
-            if a.ndim < 2:
-                return a
-            a = a[..., ::-1, :] if flip_y else a
-            a = a[..., ::-1] if flip_x else a
-            return a.swapaxes(-1, -2) if transpose and a.shape[-1] == a.shape[-2] else a
-
-        return turn(images), turn(variance)
+    def _tell(self, what: str, *record: dict[str, Any]) -> None:
+        for callback in self.callbacks:
+            getattr(callback, what)(self, *record)
 
 
-def _check(loss: float, where: str, rows: np.ndarray) -> None:
+def _check(loss: float, where: str, rows: Any) -> None:
     """Raise an error that names the place and the images, unless the loss is finite."""
     if not np.isfinite(loss):
-        some = ", ".join(map(str, np.sort(rows)[:10])) + (", ..." if len(rows) > 10 else "")
+        some = f"{rows} drawn images"
+        if np.ndim(rows):
+            some = "images " + ", ".join(map(str, np.sort(rows)[:10])) + (", ..." if len(rows) > 10 else "")
         raise FloatingPointError(
-            f"Trainer got a loss of {loss} in {where}, images {some}; the model has the best parameters until then: "
+            f"Trainer got a loss of {loss} in {where}, {some}; the model has the best parameters until then: "
             "look for absurd values in these images, or train with a smaller rate"
         )
