@@ -28,8 +28,6 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
-import numpy as np
-
 from . import backend
 from .files import atomic
 
@@ -74,7 +72,7 @@ class profile:
     Of two that are nested, the inner one watches.
 
     >>> from smlmcore.autograd import Tensor, ops
-    >>> x = Tensor(np.ones(100, np.float32))
+    >>> x = Tensor([1.0, 2.0])
     >>> with profile() as p:
     ...     ops.exp(x).sum().backward()
     >>> [(e.name, e.kind) for e in p.events]
@@ -131,7 +129,7 @@ class profile:
         event = Event(name, kind, 0.0, thread=threading.get_native_id(), parent=parent)
         self.events.append(event)
         self._local.event = event
-        on_gpu = self._gpu is not None and (kind == "part" or any(map(backend.is_gpu, _arrays(inputs))))
+        on_gpu = self._gpu is not None and (kind == "part" or any(map(backend.is_gpu, arrays_in(inputs))))
         first = _mark(self._gpu) if on_gpu else None
         event.start = time.perf_counter() - self._start
         try:
@@ -236,20 +234,22 @@ def _ancestors(event: Event) -> Iterator[Event]:
 
 def _new_bytes(result: Any, inputs: Any) -> int:
     """Bytes of the arrays in `result`, in tuples and lists as well, that share no memory with `inputs`."""
-    old = {id(_owner(a)) for a in _arrays(inputs)}
-    new = {id(owner): owner.nbytes for owner in map(_owner, _arrays(result)) if id(owner) not in old}
+    old = {id(owner(a)) for a in arrays_in(inputs)}
+    new = {id(a): a.nbytes for a in map(owner, arrays_in(result)) if id(a) not in old}
     return sum(new.values())
 
 
-def _arrays(value: Any) -> Iterator[Any]:
+def arrays_in(value: Any) -> Iterator[Any]:
+    """The arrays in `value`: itself, or those in tuples and lists."""
     if backend.is_array(value):
         yield value
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _arrays(item)
+            yield from arrays_in(item)
 
 
-def _owner(array: Any) -> Any:
+def owner(array: Any) -> Any:
+    """The array that owns the memory of `array`."""
     while backend.is_array(array.base):
         array = array.base
     return array
