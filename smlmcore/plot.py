@@ -98,6 +98,72 @@ def pupil(psf: Any, shape: tuple[int, int] = (31, 31), planes: int = 5) -> Figur
     return figure
 
 
+def check(
+    images: np.ndarray,
+    prediction: np.ndarray,
+    residual: np.ndarray,
+    pictures: Mapping[str, Any],
+    renders: np.ndarray,
+) -> Figure:
+    """Data, prediction and residual / σ (n, h, w) in three rows, the `pictures` of the parts, and random `renders`."""
+    n, lines = len(images), -(-len(pictures) // 6)
+    figure = Figure(figsize=(2 * max(n, 3), 1.9 * 4 + 2.4 * lines), layout="constrained")
+    heights = [3 * 1.9, *([2.4 * lines] if lines else []), 1.9]
+    top, *between, bottom = figure.subfigures(len(heights), 1, height_ratios=heights)
+    axes = top.subplots(3, n, squeeze=False)
+    for column, (data, found, spread) in enumerate(zip(images, prediction, residual, strict=True)):
+        low, high = limits(data)
+        show(axes[0, column], data, "viridis", low, high)
+        show(axes[1, column], found, "viridis", low, high)
+        show(axes[2, column], spread, "RdBu_r", -4, 4)
+    for axis, label in zip(axes[:, 0], ("data", "prediction", "residual / σ"), strict=True):
+        axis.set_ylabel(label, color=INK)
+    for panel in between:
+        shown = panel.subplots(lines, min(len(pictures), 6), squeeze=False).ravel()
+        for axis, (name, values) in zip(shown, pictures.items(), strict=False):
+            supplementary(axis, name, values)
+        for axis in shown[len(pictures) :]:
+            axis.set_axis_off()
+    for axis, image in zip(bottom.subplots(1, n, squeeze=False)[0], renders, strict=True):
+        show(axis, image, "viridis", *limits(image))
+    bottom.axes[0].set_ylabel("random", color=INK)
+    return figure
+
+
+def supplementary(axis: Any, name: str, values: Any) -> None:
+    """Draw a picture of a part (`smlmcore.pictures`): an image with its scale, or bars."""
+    if isinstance(values, Mapping):
+        numbers = np.array(list(values.values()), float)
+        axis.barh(range(len(values)), numbers, color=np.where(numbers < 0, SECOND, ACCENT))
+        axis.set_yticks(range(len(values)), list(values), fontsize=6)
+        axis.invert_yaxis()
+        axis.axvline(0, color=FAINT, lw=0.8)
+        axis.spines[["top", "right"]].set_visible(False)
+    else:
+        low, high = limits(values)
+        most = max(-low, high)
+        image = show(axis, values, *(("RdBu_r", -most, most) if low < 0 else ("viridis", low, high)))
+        axis.figure.colorbar(image, ax=axis, shrink=0.8)
+    axis.set_title(name, color=INK, fontsize=9)
+
+
+def show(axis: Any, image: np.ndarray, colors: str, low: float, high: float) -> Any:
+    """Draw `image` without a frame."""
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+    return axis.imshow(image, cmap=colors, vmin=low, vmax=high)
+
+
+def limits(image: np.ndarray) -> tuple[float, float]:
+    """Smallest and largest finite value of `image`; 0 and 1 if there is none.
+
+    >>> limits(np.array([1.0, np.nan, 3.0]))
+    (1.0, 3.0)
+    """
+    finite = image[np.isfinite(image)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+
+
 def _samples(figure: Any, images: np.ndarray, prediction: np.ndarray, read_noise: float) -> None:
     """Three rows: data, prediction, and residual in units of its standard deviation."""
     residual = (images - prediction) / np.sqrt(prediction + read_noise**2)

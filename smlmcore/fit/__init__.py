@@ -1,5 +1,6 @@
 """Fitting: directly, at the Cramér–Rao bound, or by models learned from images alone."""
 
+from .check import check_model
 from .direct import lsq, mle, simulate_spots
 from .emitters import Several
 from .in_situ import learn_pupil, locate, twin

@@ -313,6 +313,22 @@ class Pupil(PSF):
         h, w = shape
         return self.render((w - 1) / 2, (h - 1) / 2, z, photons, background, shape=shape)
 
+    def pictures(self) -> dict[str, Any]:
+        """Phase and magnitude of the pupil, NaN outside, and the Zernike coefficients by mode.
+
+        >>> psf = Pupil(1.2, 0.6, 1.33, 1.33, 0.1, zernike={(2, 2): 0.5}, samples=32)
+        >>> psf.pictures()["Zernike coefficients (rad)"]
+        {'astigmatism': 0.5}
+        """
+        psf = self.detach()
+        magnitude = np.ones(psf.inside.shape) if psf.magnitude is None else psf.magnitude
+        maps = {"pupil phase (rad)": psf.aberration(), "pupil magnitude": magnitude}
+        bars = dict(zip(zernike.label(psf.modes), map(float, psf.zernike), strict=True))
+        return {
+            **{name: np.where(psf.inside, values, np.nan) for name, values in maps.items()},
+            "Zernike coefficients (rad)": bars,
+        }
+
     def partials(self, parameters: Any, shape: tuple[int, int]) -> tuple[Any, Any]:
         """Images (n, h, w) and their derivatives (n, 5, h, w) for one emitter per image, `parameters` (n, 5)."""
         theta = self.check(parameters)
