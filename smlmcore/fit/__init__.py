@@ -7,3 +7,4 @@ from .model import FitModel
 from .presets import gaussian2d, pupil3d
 from .refine import refine
 from .result import Result, Status
+from .score import Score, score
