@@ -8,3 +8,4 @@ from .model import FitModel
 from .presets import gaussian2d, pupil3d
 from .refine import refine
 from .result import Result, Status
+from .score import Score, score
