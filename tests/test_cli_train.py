@@ -1,4 +1,4 @@
-"""train, predict, denoise and deconvolve on the command line: from files to files, with a status that says how it went."""
+"""train, predict, denoise and deconvolve on the command line: from files to files, with a status that tells."""
 
 import json
 import signal
