@@ -12,7 +12,7 @@ import pytest
 import tifffile
 
 import smlmcore
-from smlmcore import cli, data, fit, psf, training
+from smlmcore import cli, data, denoising, fit, psf, training
 from smlmcore.camera import Camera
 from smlmcore.training import checkpoint
 
@@ -316,21 +316,32 @@ def test_deconvolve_blind_writes_the_kernel(tmp_path, capsys, rng):
     assert (tmp_path / "object.tif").read_bytes() == before
 
 
-def test_denoise(tmp_path, capsys, rng):
-    denoising = pytest.importorskip("smlmcore.denoising")
-    clean = 20 + 100 * np.outer(np.hanning(24), np.hanning(20))
-    maps = Camera(np.full(clean.shape, 100.0), 0.5, rng.uniform(1, 4, clean.shape))
-    counts = maps.expose(np.stack([clean] * 3), rng)
+def test_denoise(tmp_path, capsys, rng, monkeypatch):
+    """The camera's maps, the kernel and the numbers reach `denoising.denoise`, whose images are written."""
+    seen = {}
+
+    def denoise(images, variance, **settings):
+        seen.update(images=images, variance=variance, **settings)
+        return denoising.Denoised(images - 1, None, {})
+
+    monkeypatch.setattr(denoising, "denoise", denoise)
+    maps = Camera(np.full((8, 10), 100.0), 0.5, rng.uniform(1, 4, (8, 10)), pixel_size=0.2)
+    counts = maps.expose(np.full((3, 8, 10), 50.0), rng)
     maps.save(tmp_path / "camera.npz")
     np.save(tmp_path / "noisy.npy", counts)
-    arguments = ["denoise", tmp_path / "noisy.npy", "--camera", tmp_path / "camera.npz", "--steps", 20]
-    status, out, err = run(capsys, *arguments, "-o", tmp_path / "clean.tif")
+    np.save(tmp_path / "psf.npy", np.ones((3, 3)))
+    arguments = ["denoise", tmp_path / "noisy.npy", "--camera", tmp_path / "camera.npz", "--steps", 20, "--seed", 3]
+    status, out, err = run(capsys, *arguments, "--psf", tmp_path / "psf.npy", "-o", tmp_path / "clean.tif")
     assert (status, err) == (0, "")
     assert "removed noise" in out
-    found = tifffile.imread(tmp_path / "clean.tif")
-    expected = denoising.denoise(maps.photoelectrons(counts), maps.variance, steps=20, progress=False).images
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_array_equal(seen["images"], maps.photoelectrons(counts))
+    np.testing.assert_array_equal(seen["variance"], maps.variance)
+    np.testing.assert_array_equal(seen["psf"], np.ones((3, 3)))
+    assert (seen["steps"], seen["seed"]) == (20, 3)
+    with data.open_movie(tmp_path / "clean.tif") as movie:
+        np.testing.assert_array_equal(movie.read(), maps.photoelectrons(counts) - 1)
+        assert movie.camera["pixel_size"] == 0.2
     status, _, err = run(capsys, *arguments, "-o", tmp_path / "clean.png")
     assert status == 2
     assert "end its name in .tif" in err
-    assert names(tmp_path) == ["camera.npz", "clean.tif", "noisy.npy"]
+    assert names(tmp_path) == ["camera.npz", "clean.tif", "noisy.npy", "psf.npy"]

@@ -37,6 +37,8 @@ def run(
     quiet: bool,
     **options: Any,
 ) -> None:
+    from tqdm import tqdm
+
     from .. import data
     from ..camera import Camera
     from ..fit import FitModel
@@ -59,7 +61,8 @@ def run(
     pixels, camera = read_images(images, options, usual)
     values = learned.predict(pixels, camera.variance)
     if refine:
-        result = learned.refine(pixels, camera.variance, values, progress=None)
+        with tqdm(total=len(pixels), desc="refining", unit="image", disable=True if quiet else None) as bar:
+            result = learned.refine(pixels, camera.variance, values, progress=bar.update)
         values = {**values, **{name: getattr(result, name) for name in result.names}}
         values |= {f"{name}_error": result.errors[:, i] for i, name in enumerate(result.names)}
         values |= {name: getattr(result, name) for name in ("status", "iterations", "log_likelihood", "chi2")}
