@@ -53,8 +53,8 @@ scores = {
 options.out.mkdir(parents=True, exist_ok=True)
 report = {"images": seen, "training_seconds": seconds, **{stage: score.to_dict() for stage, score in scores.items()}}
 (options.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-prediction = spot.render({name: values[:10] for name, values in predicted.items()}, shape)
-plot.scores(scores, images[:10], prediction).savefig(options.out / "report.png", dpi=90)
+prediction = spot.render({name: values[:8] for name, values in predicted.items()}, shape)
+plot.scores(scores, images[:8], prediction).savefig(options.out / "report.png", dpi=80)
 
 print(f"{seconds:.0f} s of training on {seen} images")
 for stage, score in scores.items():

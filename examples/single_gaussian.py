@@ -18,7 +18,7 @@ parser.add_argument("--quick", action="store_true", help="fewer images and a sho
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--out", type=Path, default=Path("results/single_gaussian"))
 options = parser.parse_args()
-seen, unseen, epochs = (512, 256, 2) if options.quick else (2048, 8192, 60)
+seen, unseen, epochs = (512, 256, 2) if options.quick else (2048, 8192, 80)
 
 # Peaks of 500 to 2000 photons per pixel, background up to 100, a camera of 100 electrons read noise, sigma^2 = 5.
 rng = np.random.default_rng(options.seed)
@@ -46,8 +46,8 @@ scores = {
 options.out.mkdir(parents=True, exist_ok=True)
 report = {"images": seen, "training_seconds": seconds, **{stage: score.to_dict() for stage, score in scores.items()}}
 (options.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-prediction = spot.render({name: values[:10] for name, values in predicted.items()}, shape)
-plot.scores(scores, images[:10], prediction, variance).savefig(options.out / "report.png", dpi=90)
+prediction = spot.render({name: values[:8] for name, values in predicted.items()}, shape)
+plot.scores(scores, images[:8], prediction, variance).savefig(options.out / "report.png", dpi=80)
 
 print(f"{seconds:.0f} s of training on {seen} images")
 for stage, score in scores.items():

@@ -159,7 +159,7 @@ def limits(image: np.ndarray) -> tuple[float, float]:
 
 
 def scores(scores: Mapping[str, Any], images: np.ndarray, prediction: np.ndarray, variance: Any = 0.0) -> Figure:
-    """Fits that are as good as `scores`, a `fit.Score` by stage, with as many of `images` (m, h, w) as fit in.
+    """Fits that are as good as `scores`, a `fit.Score` by stage, with the first eight of `images` (m, h, w).
 
     Above data, prediction and residual of these images, below the errors of each parameter over the bound by stage.
 
@@ -171,7 +171,7 @@ def scores(scores: Mapping[str, Any], images: np.ndarray, prediction: np.ndarray
     """
     figure = Figure(figsize=(13, 7.6), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[1.25, 1.0])
-    images, prediction = np.asarray(images)[:10], np.asarray(prediction)[:10]
+    images, prediction = np.asarray(images)[:8], np.asarray(prediction)[:8]
     _samples(top, images, prediction, residuals(images, prediction, variance))
     names = next(iter(scores.values())).names
     for k, (axis, name) in enumerate(zip(bottom.subplots(1, len(names), sharey=True), names, strict=True)):
@@ -258,7 +258,7 @@ def _over_bound(axis: Any, deviations: Mapping[str, np.ndarray]) -> None:
     bins = np.linspace(-5, 5, 81)
     for (name, values), color in zip(deviations.items(), cycle((FAINT, ACCENT, INK)), strict=False):
         density, _ = np.histogram(values, bins=bins)
-        density = density / max(density.sum(), 1) / (bins[1] - bins[0])
+        density = density / max(np.isfinite(values).sum(), 1) / (bins[1] - bins[0])
         axis.stairs(density, bins, lw=1.8, color=color, label=name)
     centre = (bins[1:] + bins[:-1]) / 2
     axis.plot(centre, np.exp(-(centre**2) / 2) / np.sqrt(2 * np.pi), color=SECOND, ls="--", label="the bound")
