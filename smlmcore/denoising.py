@@ -31,6 +31,8 @@ from .mapper.direct import Parameter
 from .training import Trainer
 
 LEAST = 0.1  # of the mean of all images: the smallest mean that a pixel's noise is computed from
+GAIN = 8  # features in a spread: with so many, softplus bends close to 0 only
+RATE = 5e-3  # highest learning rate
 CROP, CROPS, EPOCH = 64, 6, 100  # pixels of a side and splits of a training step, steps of an epoch
 LARGE, TILE = 512, 256  # pixels of a side, above which an image is denoised in tiles, and of a tile
 
@@ -49,7 +51,7 @@ def denoise(
     variance: Any = 0.0,
     *,
     psf: Any = None,
-    steps: int = 5000,
+    steps: int = 2000,
     splits: int = 32,
     width: int = 24,
     seed: int = 0,
@@ -77,6 +79,7 @@ def denoise(
     model = Denoiser.of(float(known.mean()), float(known.std()), psf, width)
     epochs = -(-steps // EPOCH)
     settings = {"epochs": epochs, "steps": -(-steps // epochs), "batch": 2 * CROPS, "seed": seed, "progress": progress}
+    settings |= {"rate": RATE, "warmup": 100, "average": 0.99}
     history = Trainer(model, Splits(y, v, model, images), **settings).run()
     return Denoised(model.denoise(images, variance, splits, seed=seed, progress=progress), model, history)
 
@@ -92,7 +95,7 @@ class Denoiser(FitModel):
         """A model for images of mean `level` and standard deviation `spread`, in photoelectrons."""
         level, spread = max(level, 1e-3), max(spread, 1e-3)
         net = UNet(1, inputs=3, depth=depth, width=width, root=False, centre=0.0, spread=1.0)
-        to = Parameter("linear" if psf is None else "softplus", scale=spread)
+        to = Parameter("linear" if psf is None else "softplus", scale=spread / GAIN)
         draw = renderer.Image((1, 1)) if psf is None else renderer.Convolution(psf, (1, 1))
         return cls(Correction(net, level, spread), mapper.Image({"image": to}), draw, GaussianNLL(poisson=False))
 
@@ -135,7 +138,7 @@ class Denoiser(FitModel):
 
 
 class Correction:
-    """Features (n, 1, y, x), in units of `spread`: the local mean, plus what `net` adds to it.
+    """Features (n, 1, y, x), in units of `spread` / GAIN: the local mean, plus what `net` adds to it.
 
     Its input (n, 2, y, x) are halves of splits and their variance, which is infinite where a pixel is to be left out.
     `net`, such as `encoder.UNet`, sees three channels: the mean, the residual in units of its noise, the precision.
@@ -167,7 +170,7 @@ class Correction:
         residual = (y - mean) / xp.sqrt(self.noise(mean, v))
         seen = xp.stack([mean / self.spread, residual, self.level / (v + self.level)], 1)
         large = max(seen.shape[2:]) > LARGE
-        return (tiled(self.net, p, seen, TILE) if large else self.net(p, seen)) + seen[:, :1]
+        return ((tiled(self.net, p, seen, TILE) if large else self.net(p, seen)) + seen[:, :1]) * GAIN
 
 
 class Splits:
@@ -226,8 +229,8 @@ def _check(images: Any, variance: Any) -> tuple[np.ndarray, np.ndarray]:
     y = y.astype(np.float32).reshape(-1, *y.shape[-2:])
     if v.shape not in ((), y.shape[1:], y.shape) or bool((v < 0).any()):
         raise ValueError(
-            f"denoise got variance of shape {v.shape}, least {v.min(initial=np.inf)}, for images {images.shape}; expected "
-            f"a number, {y.shape[1:]} or {y.shape}, >= 0, the square of the read noise in photoelectrons"
+            f"denoise got variance of shape {v.shape}, least {v.min(initial=np.inf)}, for images {images.shape}; "
+            f"expected a number, {y.shape[1:]} or {y.shape}, >= 0, the square of the read noise in photoelectrons"
         )
     known = np.isfinite(y) & np.isfinite(v)
     return np.where(known, y, 0).astype(np.float32), np.where(known, v, np.inf).astype(np.float32)
