@@ -4,4 +4,5 @@ from .board import Board
 from .callback import Callback
 from .errors import errors
 from .feed import Source
+from .profiling import Profiler
 from .trainer import Trainer

@@ -20,16 +20,15 @@ from ..autograd import no_grad
 from ..fit.model import PARTS, FitModel, describe, rows
 from ..layers.chain import part
 from ..pictures import middle, residual
-from ..profiler import profile
 from .callback import Callback
 from .errors import errors
+from .profiling import Profiler
 
 if TYPE_CHECKING:
     from .trainer import Trainer
 
 FEW = 512  # images on which errors are measured
 VERSIONS = ("numpy", "scipy", "numba", "cupy-cuda12x", "cupy-cuda13x")
-PROFILED = (5, 3)  # steps before the profile, and in it
 
 
 class Board(Callback):
@@ -86,7 +85,7 @@ class Board(Callback):
         self.seconds = 0.0
         self._gradients: Mapping[str, Any] = {}
         self._sample: tuple[Any, Any, Any] | None = None
-        self._profile: profile | None = None
+        self.profiler = Profiler(self.folder / "trace.json")
 
     def start(self, trainer: Trainer) -> None:
         """Open the file and write what does not change."""
@@ -106,26 +105,19 @@ class Board(Callback):
                 self._event(graph_def=graph(model).SerializeToString())
                 self.hyperparameters = _scalars(described) | self.hyperparameters
             self.hyperparameters = {"epochs": trainer.epochs, **self.hyperparameters}
-            self._first = trainer.step
 
     def step(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
         """Numbers of a step, and the profile."""
         self._gradients = trainer.gradients
-        done = trainer.step - self._first
-        if self._profile is not None and done == sum(PROFILED):
-            self._profile.__exit__()
-            with self._timed():
-                self._text("profile", self._profile.table(30))
-                self._profile.chrome(self.folder / "trace.json")
-                self._profile = None
-        if record["step"] % self.every == 0:
-            with self._timed():
+        with self._timed():
+            if record["step"] % self.every == 0:
                 for name, value in record.items():
                     if name not in ("epoch", "step"):
-                        self._scalar(f"step/{name.replace('_', ' ')}", value, record["step"])
-        if done == PROFILED[0]:
-            self._profile = profile()
-            self._profile.__enter__()
+                        self._scalar(f"step/{name}", value, record["step"])
+            before = self.profiler.result
+            self.profiler.step(trainer, record)
+            if self.profiler.result is not before:
+                self._text("profile", self.profiler.result.table(30))
 
     def epoch(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
         """Numbers of an epoch; pictures, histograms and errors if there has been time enough."""
@@ -133,16 +125,14 @@ class Board(Callback):
             step = record["step"]
             for name in ("train", "validation"):
                 self._scalar(f"loss/{name}", record[name], step)
-            self._scalar("training/learning rate", record["rate"], step)
-            self._scalar("training/images per second", record["images_per_second"], step)
+            self._scalar("training/learning_rate", record["rate"], step)
+            self._scalar("training/images_per_second", record["images_per_second"], step)
         if self.seconds < self.share * record["seconds"]:
             self._look(trainer)
 
     def end(self, trainer: Trainer) -> None:
         """Everything once more, of the best parameters; then the file is closed."""
-        if self._profile is not None:
-            self._profile.__exit__()
-            self._profile = None
+        self.profiler.end(trainer)
         if trainer.history["epoch"]:
             self._look(trainer, last=True)
         with self._timed():

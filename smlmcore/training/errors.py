@@ -19,14 +19,14 @@ def errors(
     variance: Any = 0.0,
     radius: float = 2.5,
 ) -> dict[str, float]:
-    """Numbers by name: "RMSE/x", "bias/x", "RMSE over CRLB/x" for every parameter in both, and "score/Jaccard".
+    """Numbers by name: "RMSE/x", "bias/x", "RMSE_over_CRLB/x" for every parameter in both, and "score/Jaccard".
 
     Parameters are (n,), one emitter in each of n images, or (n, emitters) with NaN where there is none; an emitter
     found with presence `p` up to 1/2 counts as none.  One in each image is compared with one, whatever their distance;
     several are paired by optimal assignment within `radius` pixels (`localize.match`), and pairs count.  Jaccard =
     TP / (TP + FP + FN) within `radius`.  The bound is that of isolated emitters of `psf` in images of `shape` with
     read-noise `variance`, where `truth` has all parameters of the PSF.  Images (n, ..., h, w) give RMSE, bias, and
-    "score/PSNR (dB)" against the largest true value.
+    "score/PSNR_dB" against the largest true value.
 
     >>> truth = {"x": np.array([3.0, 4.0]), "y": np.array([3.0, 3.0])}
     >>> round(errors({"x": np.array([3.1, 4.1]), "y": np.array([3.0, 3.0])}, truth)["bias/x"], 6)
@@ -41,7 +41,7 @@ def errors(
         out |= _moments(name, difference)
         peak, squared = float(np.nanmax(truth[name])), float(np.nanmean(difference**2))
         if peak > 0 and squared > 0:
-            out["score/PSNR (dB)"] = float(10 * np.log10(peak**2 / squared))
+            out["score/PSNR_dB"] = float(10 * np.log10(peak**2 / squared))
     if "x" not in names or "y" not in names:
         return out | {k: v for name in names for k, v in _moments(name, found[name] - truth[name]).items()}
     a, b = _table(found, names), _table(truth, list(truth))
@@ -60,7 +60,7 @@ def errors(
         for name, sigma in zip(psf.names, bound.T, strict=True):
             ratio = (a[name] - b[name]) / sigma if name in names else np.empty(0)
             if np.isfinite(ratio).any():
-                out[f"RMSE over CRLB/{name}"] = float(np.sqrt(np.nanmean(ratio**2)))
+                out[f"RMSE_over_CRLB/{name}"] = float(np.sqrt(np.nanmean(ratio**2)))
     return out
 
 
@@ -73,11 +73,10 @@ def _moments(name: str, difference: np.ndarray) -> dict[str, float]:
 
 def _table(values: Mapping[str, np.ndarray], names: list[str]) -> np.ndarray:
     """One row for each emitter that is there: frame, and its own parameters or those of its image."""
-    n = len(values["x"])
-    flat = {k: values[k].reshape(n, -1) for k in names if values[k].ndim in (1, 2)}
+    flat = {k: v if v.ndim == 2 else v[:, None] for k, v in values.items() if k in names and v.ndim in (1, 2)}
     present = np.isfinite(flat["x"]) & np.isfinite(flat["y"])
     if "p" in values:
-        present &= values["p"].reshape(n, -1) > 0.5
+        present &= values["p"].reshape(present.shape) > 0.5
     out = np.empty(int(present.sum()), [("frame", int), *((k, float) for k in flat)])
     out["frame"] = np.nonzero(present)[0]
     for name, column in flat.items():

@@ -60,13 +60,13 @@ def graph(model: Any) -> Any:
         nats, leaves = _loss(model)
     finally:
         profiler.active = before
-    paths = {id(leaf): f"{_path(name)}" for name, leaf in leaves.items()}
     result = [_entry(DATA, "Images", [], (1, *model.renderer.shape), np.dtype("float32"))]
-    result += [_entry(paths[id(leaf)], "Parameter", [], leaf.shape, leaf.dtype) for leaf in leaves.values()]
+    result += [_entry(_path(name), "Parameter", [], leaf.shape, leaf.dtype) for name, leaf in leaves.items()]
+    layers = {id(leaf): _path(name).rpartition("/")[0] for name, leaf in leaves.items()}
+    paths = {id(leaf): _path(name) for name, leaf in leaves.items()}
     used, met = Counter(paths.values()), set()
     for node in tape(nats):
-        own = next((paths[id(p)] for p in node.parents if id(p) in paths), None)
-        scope = parts.of(node) if own is None else own.rpartition("/")[0]
+        scope = next((layers[id(p)] for p in node.parents if id(p) in layers), parts.of(node))
         used[name := f"{scope}/{node.name}"] += 1
         paths[id(node)] = name if used[name] == 1 else f"{name}_{used[name] - 1}"
         inputs = [paths[id(p)] for p in node.parents if p is not None]
