@@ -99,6 +99,41 @@ def pupil(psf: Any, shape: tuple[int, int] = (31, 31), planes: int = 5) -> Figur
     return figure
 
 
+def history(numbers: Mapping[str, Any]) -> Figure:
+    """Numbers of a training over its steps, one panel for each group: the `history` of a `Trainer` or a `Board`.
+
+    Names of a Board's numbers are "group/name", each with its steps and values.  Groups that are positive and span
+    more than a decade have a logarithmic axis.
+
+    >>> len(history({"loss/train": ([1, 2], [0.5, 0.4]), "step/rate": ([1], [1e-3])}).axes)
+    2
+    """
+    if "step" in numbers:
+        shown = {"train": "loss", "validation": "loss", "rate": "learning rate", "images_per_second": "speed"}
+        columns = {f"{group}/{name}": (numbers["step"], numbers[name]) for name, group in shown.items()}
+    else:
+        columns = dict(numbers)
+    groups = list(dict.fromkeys(name.partition("/")[0] for name in columns))
+    across = min(3, max(len(groups), 1))
+    figure = Figure(figsize=(4.4 * across, 3.2 * max(-(-len(groups) // across), 1)), layout="constrained")
+    axes = figure.subplots(-(-len(groups) // across) or 1, across, squeeze=False).ravel()
+    for axis, group in zip(axes, groups, strict=False):
+        own = {name.partition("/")[2]: pair for name, pair in columns.items() if name.partition("/")[0] == group}
+        for name, (steps, values) in own.items():
+            axis.plot(steps, values, lw=1.5, marker="." if len(steps) < 30 else "", label=name)
+        values = np.concatenate([np.asarray(v, float) for _, v in own.values()])
+        values = values[np.isfinite(values)]
+        if values.size and values.min() > 0 and values.max() > 10 * values.min():
+            axis.set_yscale("log")
+        axis.set(xlabel="step")
+        axis.set_title(group, color=INK)
+        axis.legend(frameon=False, fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[len(groups) :]:
+        axis.remove()
+    return figure
+
+
 def check(
     images: np.ndarray,
     prediction: np.ndarray,

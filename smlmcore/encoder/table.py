@@ -71,8 +71,10 @@ class Table:
 
     def pictures(self, p: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The object of which windows are taken, or the first of the images that the rows are."""
-        table = p["table"] if self.window else p["table"][0]
-        return sections("object" if self.window else "first image", table) if table.ndim in (2, 3) else {}
+        shown = p["table"] if self.window else p["table"][0]
+        while shown.ndim > 2 and len(shown) == 1:  # channels
+            shown = shown[0]
+        return sections("object" if self.window else "first image", shown) if shown.ndim in (2, 3) else {}
 
     def __call__(self, p: Mapping[str, Any], index: Any) -> Any:
         """Rows (n, ...) of `index` (n,), or sub-volumes (n, *window) at the corners `index` (n, axes); integers."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import backend
+from .. import backend, profiler
 from ..autograd import Tensor, plain
 from ..autograd.tensor import Node
 from ..profiler import arrays_in, owner
@@ -37,7 +37,8 @@ def summary(model: FitModel) -> str:
     149 parameters, 0.6 KiB; a training step: 2.3 KiB and ... KiB for each image
     """
     model = drawn(model)
-    features, values, prediction, nats = trial(model)
+    p = {name: Tensor(value) for name, value in model.parameters.items()}
+    features, values, prediction, nats = trial(model, p)
     shapes = {
         "encoder": _shape(features),
         "mapper": ", ".join(f"{name} {_shape(value)}" for name, value in values.items()),
@@ -69,17 +70,17 @@ def drawn(model: FitModel) -> FitModel:
     return model if model.parameters else copy.copy(model).init(np.random.default_rng(0))
 
 
-def trial(model: FitModel) -> tuple[Any, Mapping[str, Any], Any, Any]:
+def trial(model: FitModel, p: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Any], Any, Any]:
     """Features, values, prediction and loss per pixel of one image of 10 photoelectrons, recorded for the walk back."""
     xp = backend.module(*model.parameters.values())
     image = xp.full((1, *model.renderer.shape), 10.0, np.float32)
     index = None
     if getattr(model.encoder, "window", None):
         index = np.zeros((1, len(model.encoder.window)), int)
-    p = {name: Tensor(value) for name, value in model.parameters.items()}
     features = model.features(p, image, index)
     values, prediction = model(p, image, 0.0, index)
-    return features, values, prediction, model.loss(prediction, image, 0.0)
+    with profiler.span("loss"):
+        return features, values, prediction, model.loss(prediction, image, 0.0)
 
 
 def tape(result: Tensor) -> list[Node]:
