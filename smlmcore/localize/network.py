@@ -64,13 +64,16 @@ class Network:
     ) -> np.ndarray:
         """Table of the emitters in `frames` (n, h, w) of photoelectrons, sorted by frame.
 
-        `background`: photons per pixel, `variance`: of the read noise; both for all, or anything that broadcasts to the
-        frames.  `sigma`: width of the PSF, pixels.  `threshold`: least probability of an emitter.  `where` (n,
-        ceil(h / CELL), ceil(w / CELL)) of bool: squares to look at, default all.  `lpx`, `lpy`, `photons_error` are
-        what the network thinks its standard errors to be.
+        `background`: photons per pixel, for all or (m, h, w) for m equal parts of the frames; `variance`: of the read
+        noise, for all or each pixel.  `sigma`: width of the PSF, pixels.  `threshold`: least probability of an emitter.
+        `where` (n, ceil(h / CELL), ceil(w / CELL)) of bool: squares to look at, default all.  `lpx`, `lpy`,
+        `photons_error` are what the network thinks its standard errors to be.
         """
         n, h, w = frames.shape
-        background, variance = (np.broadcast_to(np.asarray(v, np.float32), frames.shape) for v in (background, variance))
+        frames = np.asarray(frames, np.float32)
+        behind = np.asarray(background, np.float32)
+        behind = behind if behind.ndim == 3 else np.broadcast_to(behind, (1, h, w))
+        read = np.broadcast_to(np.asarray(variance, np.float32), (h, w))
         cells = -(-h // CELL), -(-w // CELL)
         where = np.ones((n, *cells), bool) if where is None else where
         found = [np.empty(0, ROWS)]
@@ -78,8 +81,9 @@ class Network:
             size = group[0][2]
             pieces = np.empty((len(group), *size, INPUTS), np.float32)
             for piece, (frame, corner, _, _) in zip(pieces, group, strict=True):
-                at = (frame, *(slice(a, a + s) for a, s in zip(corner, size, strict=True)))
-                _inputs(frames[at], background[at], variance[at], np.float32(sigma), piece)
+                at = tuple(slice(a, a + s) for a, s in zip(corner, size, strict=True))
+                part = frame * len(behind) // n
+                _inputs(frames[frame][at], behind[part][at], read[at], np.float32(sigma), piece)
             image, rows = peaks(self.encoder.network(self.parameters, pieces), threshold)
             table = np.empty(len(rows), ROWS)
             frame, y, x = np.array([(frame, *corner) for frame, corner, _, _ in group])[image].T

@@ -189,11 +189,11 @@ class Mixture:
         if features.ndim != 4 or features.shape[3] != CHANNELS:
             raise ValueError(f"loss.Mixture got features of shape {features.shape}; expected (n, h, w, {CHANNELS})")
         if emitters.shape != (len(image), 3) or (
-            len(image) and not ((image[1:] >= image[:-1]).all() and 0 <= image[0] and image[-1] < n)
+            len(image) and not ((image[1:] >= image[:-1]).all() and image[0] >= 0 and image[-1] < n)
         ):
             raise ValueError(
-                f"loss.Mixture got emitters of shape {emitters.shape} and image of shape {image.shape}; expected (e, 3) "
-                f"and (e,), the emitters sorted by image, from 0 to {n - 1}"
+                f"loss.Mixture got emitters of shape {emitters.shape} and image of shape {image.shape}; expected "
+                f"(e, 3) and (e,), the emitters sorted by image, from 0 to {n - 1}"
             )
         xp = backend.module(emitters)
         start = xp.searchsorted(image, xp.arange(n + 1)).astype(np.int32)

@@ -129,9 +129,7 @@ peaks_kernel = kernel.register(
     cpu=_peaks_cpu,
     cuda=kernel.Cuda("mixture.cu", lambda dims: dims["n"], threads=128),
     sample=_sample,
-    cases=tuple(
-        {"n": n, "h": h, "w": w, "most": 40} for n, h, w in [(0, 5, 6), (1, 1, 1), (2, 9, 13), (3, 17, 4)]
-    ),
+    cases=tuple({"n": n, "h": h, "w": w, "most": 40} for n, h, w in [(0, 5, 6), (1, 1, 1), (2, 9, 13), (3, 17, 4)]),
     bench={"n": 20, "h": 128, "w": 128, "most": 256},
 )
 

@@ -14,6 +14,7 @@ An emitter of photons below WEAK standard errors is taken out.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
@@ -45,7 +46,7 @@ def _axis(centre, sigma, first, count, value, slope):
 @numba.njit(cache=True, error_model="numpy")
 def _range(centre, reach, size):
     """First pixel and end of those within reach of centre, inside."""
-    middle = int(math.floor(centre + 0.5))
+    middle = math.floor(centre + 0.5)
     return min(max(0, middle - reach), size), max(min(size, middle + reach + 1), 0)
 
 
@@ -93,7 +94,7 @@ def _solve(matrix, vector, n):
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _look(frame, read, model, theta, offset, count, sigma, reach, box, gradient, fisher):
+def _look(frame, read, model, theta, offset, count, sigma, box, gradient, fisher):
     """Log-likelihood of a group in its window `box`, with its gradient and Fisher information (n, n), n = 3 count + 1.
 
     `model` is all else.  With `count` of emitters in `theta`, whose light reaches the whole window.
@@ -136,12 +137,12 @@ def _look(frame, read, model, theta, offset, count, sigma, reach, box, gradient,
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _climb(frame, read, model, theta, offset, count, sigma, reach, box, errors):
+def _climb(frame, read, model, theta, offset, count, sigma, box, errors):
     """Move a group to its likeliest place; returns log-likelihood and offset.  `theta`, `errors` change in place."""
     n = 3 * count + 1
     gradient, fisher = np.empty(n), np.empty((n, n))
     step, factor, scale, trial = np.empty(n), np.empty((n, n)), np.empty(n), theta.copy()
-    best = _look(frame, read, model, theta, offset, count, sigma, reach, box, gradient, fisher)
+    best = _look(frame, read, model, theta, offset, count, sigma, box, gradient, fisher)
     damping = 1e-3
     for _ in range(STEPS):
         for a in range(n):
@@ -163,10 +164,11 @@ def _climb(frame, read, model, theta, offset, count, sigma, reach, box, errors):
                 trial[k, a] = theta[k, a] + min(max(step[3 * k + a], -1.0), 1.0)
             trial[k, 2] = max(theta[k, 2] + step[3 * k + 2], 0.2 * theta[k, 2])
         new_gradient, new_fisher = np.empty(n), np.empty((n, n))
-        value = _look(frame, read, model, trial, offset + step[n - 1], count, sigma, reach, box, new_gradient, new_fisher)
+        moved = offset + step[n - 1]
+        value = _look(frame, read, model, trial, moved, count, sigma, box, new_gradient, new_fisher)
         if value >= best - 1e-9 * abs(best):
             theta[:count] = trial[:count]
-            offset += step[n - 1]
+            offset = moved
             gain, best, gradient, fisher = value - best, value, new_gradient, new_fisher
             damping = max(0.1 * damping, 1e-6)
             if largest < STILL or gain < 1e-3:
@@ -266,7 +268,7 @@ def _frame(frame, read, model, theta, n, sigma, reach, out):
     room, shape = len(theta), frame.shape
     group, link = np.empty(room, np.int64), LINK * sigma
     offset, members = np.zeros(room), np.empty(MOST + 1, np.int64)
-    own, errors, before = np.empty((MOST + 1, 3)), np.empty(3 * MOST + 4), np.empty((MOST + 1, 3))
+    own, errors = np.empty((MOST + 1, 3)), np.empty(3 * MOST + 4)
     for k in range(n):
         _shine(theta[k], sigma, reach, 1.0, model)
     for sweep in range(SWEEPS + 2):
@@ -284,7 +286,7 @@ def _frame(frame, read, model, theta, n, sigma, reach, out):
             for k in range(count):
                 _shine(theta[members[k]], sigma, reach, -1.0, model)
                 own[k] = theta[members[k]]
-            best, shift = _climb(frame, read, model, own, offset[members[0]], count, sigma, reach, box, errors)
+            best, shift = _climb(frame, read, model, own, offset[members[0]], count, sigma, box, errors)
             for k in range(count):
                 theta[members[k]] = own[k]
                 offset[members[k]] = shift
@@ -308,7 +310,7 @@ def _frame(frame, read, model, theta, n, sigma, reach, out):
                     own[k, 1] -= dy
                     own[count, 0] += dx
                     own[count, 1] += dy
-                    better, other = _climb(frame, read, model, own, shift, count + 1, sigma, reach, box, errors)
+                    better, other = _climb(frame, read, model, own, shift, count + 1, sigma, box, errors)
                     taken = better > best + PROOF
                     if taken:
                         for q in range(count):
@@ -337,17 +339,19 @@ def _frame(frame, read, model, theta, n, sigma, reach, out):
 
 
 @numba.njit(cache=True, parallel=True, error_model="numpy")
-def _frames(frames, behind, read, start, theta, room, sigma, reach, count, out, model):
-    n = len(frames)
+def _frames(frames, behind, read, start, theta, room, sigma, reach, count, out):
+    n, h, w = frames.shape
     for f in numba.prange(n):
         had = start[f + 1] - start[f]
-        own = np.empty((had + room[f + 1] - room[f] - had, 3))
+        if had == 0:
+            continue
+        own, model = np.empty((room[f + 1] - room[f], 3)), np.empty((h, w), np.float32)
         own[:had] = theta[start[f] : start[f + 1]]
-        model[f] = behind[f * len(behind) // n]
+        model[:] = behind[f * len(behind) // n]
         result = out[room[f] : room[f + 1]]
-        count[f] = _frame(frames[f], read, model[f], own, had, sigma, reach, result)
+        count[f] = _frame(frames[f], read, model, own, had, sigma, reach, result)
         for k in range(count[f]):
-            _judge(frames[f], read, model[f], behind[f * len(behind) // n], result[k], reach)
+            _judge(frames[f], read, model, behind[f * len(behind) // n], result[k], reach)
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -370,15 +374,37 @@ def _judge(frame, read, model, behind, row, reach):
     row[8], row[9], row[10] = chi2, pixels, total
 
 
-def fit_together(frames, starts, behind, read, sigma):
-    """Fit; `starts`: table of frame, x, y, photons, sorted by frame.  Returns frame (e,) and OUT (e, 11)."""
+@numba.njit(cache=True, parallel=True, error_model="numpy")
+def clovers(images, read, model, theta, sigma, reach, strength):
+    """Strength of the clover leaf in `images` (n, h, w) of one emitter each, at `theta` (n, 3), against `model`."""
+    for p in numba.prange(len(images)):
+        strength[p] = _clover(images[p], read[p], model[p], theta[p], 0.0, sigma, reach)[0]
+
+
+def refine(
+    frames: np.ndarray, starts: np.ndarray, behind: np.ndarray, variance: Any = 0.0, sigma: float = 1.3
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fit all emitters in `frames` (n, h, w) from `starts`, a table of frame, x, y, photons that is sorted by frame.
+
+    `behind` (m, h, w): background of m equal parts of the frames; `variance`: of the read noise; `sigma`: width of the
+    PSF.  Returns which frame (e,) each emitter is in, and its OUT (e, 11).
+
+    >>> from smlmcore.psf import Gaussian2D
+    >>> pair = {"x": [[8.0, 9.2]], "y": [[7.0, 7.6]], "photons": [[3000.0, 3000.0]], "sigma": 1.3, "background": [5.0]}
+    >>> image = np.random.default_rng(0).poisson(Gaussian2D().render(pair, (16, 18))).astype(np.float32)
+    >>> start = np.array([(0, 8.6, 7.3, 5000.0)], [("frame", int), *((n, float) for n in ("x", "y", "photons"))])
+    >>> _, rows = refine(image, start, np.full((1, 16, 18), 5.0, np.float32))  # one that is two
+    >>> np.sort(rows[:, 0]).round(0).tolist()
+    [8.0, 9.0]
+    """
     n = len(frames)
+    read = np.ascontiguousarray(np.broadcast_to(np.asarray(variance, np.float32), frames.shape[1:]))
     start = np.searchsorted(starts["frame"], np.arange(n + 1))
     theta = np.stack([starts["x"], starts["y"], np.maximum(starts["photons"], 1)], 1).astype(float)
     had = np.diff(start)
-    room = np.concatenate([[0], np.cumsum(had + had // 4 + 4)])
+    room = np.concatenate([[0], np.cumsum(had + had // 4 + 4 * (had > 0))])
     out, count = np.full((room[-1], len(OUT)), np.nan), np.zeros(n, np.int64)
-    model = np.empty(frames.shape, np.float32)
-    _frames(frames, behind, read, start, theta, room, float(sigma), int(math.ceil(3 * sigma)), count, out, model)
-    which = np.concatenate([np.arange(a, a + c) for a, c in zip(room, count, strict=False)] or [[]]).astype(int)
-    return np.repeat(np.arange(n), count), out[which], model
+    frames, behind = (np.ascontiguousarray(v, np.float32) for v in (frames, behind))
+    _frames(frames, behind, read, start, theta, room, float(sigma), math.ceil(3 * sigma), count, out)
+    which = np.arange(len(out)) - np.repeat(room[:-1], np.diff(room)) < np.repeat(count, np.diff(room))
+    return np.repeat(np.arange(n), count), out[which]
