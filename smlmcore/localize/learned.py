@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import fit
 from ..psf import Gaussian2D
-from .network import CELL, Network
+from .network import CELL, Network, whole
 from .refine import OUT, clovers, refine
 
 UNEXPLAINED = 3.0  # standard deviations of chi square
@@ -58,17 +58,21 @@ def fit_learned(
     variance: Any = 0.0,
     sigma: float = 1.3,
     box: int = 9,
+    light: tuple[float, float] | None = None,
 ) -> Located:
     """All emitters in `frames` (n, h, w) of background `behind` (m, h, w).
 
     `peaks` (frame, x, y, snr): what a filter has found; None asks the network about everything.  `psf`: a `Gaussian2D`;
-    `sigma`: its usual width.
+    `sigma`: its usual width; `light`: the usual photons and how they scatter, see `refine`.
     """
     reach = box // 2 + 1.5 * sigma
     alone, doubt = _alone(frames, _none() if peaks is None else peaks, psf, variance, sigma, box)
-    sure = ~doubt & ~_crowded(alone, alone, len(frames), reach)
-    certain, doubtful = alone.rows(sure), alone.rows(~sure)
-    where = None if peaks is None else _cells(doubtful, frames.shape)
+    doubt |= _crowded(alone, alone, len(frames), reach)
+    where = np.ones(_cells(frames.shape), bool) if peaks is None else _seen(alone.rows(doubt), frames.shape)
+    doubt |= where[alone.frame, *_cell(alone, frames.shape)]  # what the network looks at anyway
+    # where a part of the spot is beyond the border, its width cannot be told from its position
+    cut = ~((abs(alone.theta[:, :2] - _middle(frames.shape)) < _middle(frames.shape) + 0.5 - box // 2).all(1))
+    certain, doubtful, whole_spot = alone.rows(~doubt & ~cut), alone.rows(doubt | cut), ~cut[doubt | cut]
     starts = network.find(frames, behind, variance, sigma, where=where)[["frame", "x", "y", "photons"]]
     starts = starts[~_crowded(_points(starts), certain, len(frames), 3.0)]
     missed = doubtful.rows(~_crowded(doubtful, _points(starts), len(frames), 2 * sigma))
@@ -78,11 +82,12 @@ def fit_learned(
         return certain
     if len(certain):
         behind = behind[np.arange(len(frames)) * len(behind) // len(frames)] + _light(certain, psf, frames.shape)
-    frame, rows = refine(frames, starts, behind, variance, sigma)
+    frame, rows = refine(frames, starts, behind, variance, sigma, light)
     together = _located(frame, rows, psf, sigma)
     # alone after all: the fit of its own, in which the width is free
     single = ~_crowded(together, together, len(frames), reach) & ~_crowded(together, certain, len(frames), reach)
     own = _crowded(doubtful, together.rows(single), len(frames), 0.5) & (doubtful.status == fit.Status.converged)
+    own &= whole_spot
     replaced = single & _crowded(together, doubtful.rows(own), len(frames), 0.5)
     return certain.join(together.rows(~replaced)).join(doubtful.rows(own))
 
@@ -164,16 +169,27 @@ def _near(start, others_start, at, others, same, square, near):
                     near[p] = True
 
 
-def _cells(emitters: Located, shape: tuple[int, int, int]) -> np.ndarray:
-    """The squares that emitters, and NEAR pixels around, lie in."""
-    n, h, w = shape
-    where = np.zeros((n, -(-h // CELL), -(-w // CELL)), bool)
-    at = np.nan_to_num(emitters.theta[:, :2])
+def _middle(shape: tuple[int, int, int]) -> np.ndarray:
+    return np.array([shape[2] - 1, shape[1] - 1]) / 2
+
+
+def _cells(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    return shape[0], -(-shape[1] // CELL), -(-shape[2] // CELL)
+
+
+def _cell(emitters: Located, shape: tuple[int, int, int], dy: int = 0, dx: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of the squares that emitters, shifted by some pixels, lie in."""
+    at = np.nan_to_num(emitters.theta[:, 1::-1]) + np.array([dy, dx])
+    return tuple(np.clip(v, 0, m - 1).astype(int) // CELL for v, m in zip(at.T, shape[1:], strict=True))
+
+
+def _seen(emitters: Located, shape: tuple[int, int, int]) -> np.ndarray:
+    """The squares that the network looks at for the sake of `emitters` and NEAR pixels around them."""
+    where = np.zeros(_cells(shape), bool)
     for dy in (-NEAR, NEAR):
         for dx in (-NEAR, NEAR):
-            x, y = (np.clip(v, 0, m - 1).astype(int) // CELL for v, m in ((at[:, 0] + dx, w), (at[:, 1] + dy, h)))
-            where[emitters.frame, y, x] = True
-    return where
+            where[emitters.frame, *_cell(emitters, shape, dy, dx)] = True
+    return whole(where)
 
 
 def _light(emitters: Located, psf: Gaussian2D, shape: tuple[int, int, int]) -> np.ndarray:

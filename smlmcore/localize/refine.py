@@ -25,6 +25,7 @@ SWEEPS = 2
 STEPS = 12  # of a group at a time
 STILL = 0.03  # standard errors
 TRY, PROOF, WEAK = 3.0, 8.0, 2.0
+TAILS = 4.0  # degrees of freedom of the t distribution of photons: a bead is no crowd of molecules
 OUT = ("x", "y", "photons", "background", "x_error", "y_error", "photons_error", "background_error", "chi2", "pixels",
        "log_likelihood")  # fmt: skip
 ROOT, DENSITY = math.sqrt(0.5), 1 / math.sqrt(2 * math.pi)
@@ -94,7 +95,7 @@ def _solve(matrix, vector, n):
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _look(frame, read, model, theta, offset, count, sigma, box, gradient, fisher):
+def _look(frame, read, model, theta, offset, count, sigma, light, box, gradient, fisher):
     """Log-likelihood of a group in its window `box`, with its gradient and Fisher information (n, n), n = 3 count + 1.
 
     `model` is all else.  With `count` of emitters in `theta`, whose light reaches the whole window.
@@ -133,16 +134,22 @@ def _look(frame, read, model, theta, offset, count, sigma, box, gradient, fisher
                 t = weight * d[a]
                 for b in range(a + 1):
                     fisher[a, b] += t * d[b]
+    for k in range(count):
+        far = (theta[k, 2] - light[0]) / light[1]
+        pull = (TAILS + 1) / (TAILS + far * far)
+        total -= 0.5 * (TAILS + 1) * math.log(1 + far * far / TAILS)
+        gradient[3 * k + 2] -= pull * far / light[1]
+        fisher[3 * k + 2, 3 * k + 2] += pull / (light[1] * light[1])
     return total
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _climb(frame, read, model, theta, offset, count, sigma, box, errors):
+def _climb(frame, read, model, theta, offset, count, sigma, light, box, errors):
     """Move a group to its likeliest place; returns log-likelihood and offset.  `theta`, `errors` change in place."""
     n = 3 * count + 1
     gradient, fisher = np.empty(n), np.empty((n, n))
     step, factor, scale, trial = np.empty(n), np.empty((n, n)), np.empty(n), theta.copy()
-    best = _look(frame, read, model, theta, offset, count, sigma, box, gradient, fisher)
+    best = _look(frame, read, model, theta, offset, count, sigma, light, box, gradient, fisher)
     damping = 1e-3
     for _ in range(STEPS):
         for a in range(n):
@@ -165,7 +172,7 @@ def _climb(frame, read, model, theta, offset, count, sigma, box, errors):
             trial[k, 2] = max(theta[k, 2] + step[3 * k + 2], 0.2 * theta[k, 2])
         new_gradient, new_fisher = np.empty(n), np.empty((n, n))
         moved = offset + step[n - 1]
-        value = _look(frame, read, model, trial, moved, count, sigma, box, new_gradient, new_fisher)
+        value = _look(frame, read, model, trial, moved, count, sigma, light, box, new_gradient, new_fisher)
         if value >= best - 1e-9 * abs(best):
             theta[:count] = trial[:count]
             offset = moved
@@ -260,7 +267,7 @@ def _clover(frame, read, model, theta, offset, sigma, reach):
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _frame(frame, read, model, theta, n, sigma, reach, out):
+def _frame(frame, read, model, theta, n, sigma, light, reach, out):
     """All emitters of one frame; `theta` (room, 3) has room for more; returns how many there are in the end.
 
     `model` is the background, and in the end all light.
@@ -286,7 +293,7 @@ def _frame(frame, read, model, theta, n, sigma, reach, out):
             for k in range(count):
                 _shine(theta[members[k]], sigma, reach, -1.0, model)
                 own[k] = theta[members[k]]
-            best, shift = _climb(frame, read, model, own, offset[members[0]], count, sigma, box, errors)
+            best, shift = _climb(frame, read, model, own, offset[members[0]], count, sigma, light, box, errors)
             for k in range(count):
                 theta[members[k]] = own[k]
                 offset[members[k]] = shift
@@ -310,7 +317,7 @@ def _frame(frame, read, model, theta, n, sigma, reach, out):
                     own[k, 1] -= dy
                     own[count, 0] += dx
                     own[count, 1] += dy
-                    better, other = _climb(frame, read, model, own, shift, count + 1, sigma, box, errors)
+                    better, other = _climb(frame, read, model, own, shift, count + 1, sigma, light, box, errors)
                     taken = better > best + PROOF
                     if taken:
                         for q in range(count):
@@ -339,7 +346,7 @@ def _frame(frame, read, model, theta, n, sigma, reach, out):
 
 
 @numba.njit(cache=True, parallel=True, error_model="numpy")
-def _frames(frames, behind, read, start, theta, room, sigma, reach, count, out):
+def _frames(frames, behind, read, start, theta, room, sigma, light, reach, count, out):
     n, h, w = frames.shape
     for f in numba.prange(n):
         had = start[f + 1] - start[f]
@@ -349,7 +356,7 @@ def _frames(frames, behind, read, start, theta, room, sigma, reach, count, out):
         own[:had] = theta[start[f] : start[f + 1]]
         model[:] = behind[f * len(behind) // n]
         result = out[room[f] : room[f + 1]]
-        count[f] = _frame(frames[f], read, model, own, had, sigma, reach, result)
+        count[f] = _frame(frames[f], read, model, own, had, sigma, light, reach, result)
         for k in range(count[f]):
             _judge(frames[f], read, model, behind[f * len(behind) // n], result[k], reach)
 
@@ -382,12 +389,19 @@ def clovers(images, read, model, theta, sigma, reach, strength):
 
 
 def refine(
-    frames: np.ndarray, starts: np.ndarray, behind: np.ndarray, variance: Any = 0.0, sigma: float = 1.3
+    frames: np.ndarray,
+    starts: np.ndarray,
+    behind: np.ndarray,
+    variance: Any = 0.0,
+    sigma: float = 1.3,
+    light: tuple[float, float] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fit all emitters in `frames` (n, h, w) from `starts`, a table of frame, x, y, photons that is sorted by frame.
 
     `behind` (m, h, w): background of m equal parts of the frames; `variance`: of the read noise; `sigma`: width of the
-    PSF.  Returns which frame (e,) each emitter is in, and its OUT (e, 11).
+    PSF.  `light`: centre and scale of the distribution of emitters' photons where it is known beforehand (t with TAILS
+    degrees of freedom), which tells apart emitters that are very near to each other; it counts as an observation.
+    Returns which frame (e,) each emitter is in, and its OUT (e, 11).
 
     >>> from smlmcore.psf import Gaussian2D
     >>> pair = {"x": [[8.0, 9.2]], "y": [[7.0, 7.6]], "photons": [[3000.0, 3000.0]], "sigma": 1.3, "background": [5.0]}
@@ -404,7 +418,8 @@ def refine(
     had = np.diff(start)
     room = np.concatenate([[0], np.cumsum(had + had // 4 + 4 * (had > 0))])
     out, count = np.full((room[-1], len(OUT)), np.nan), np.zeros(n, np.int64)
+    known = np.array([0.0, np.inf] if light is None else light, float)
     frames, behind = (np.ascontiguousarray(v, np.float32) for v in (frames, behind))
-    _frames(frames, behind, read, start, theta, room, float(sigma), math.ceil(3 * sigma), count, out)
+    _frames(frames, behind, read, start, theta, room, float(sigma), known, math.ceil(3 * sigma), count, out)
     which = np.arange(len(out)) - np.repeat(room[:-1], np.diff(room)) < np.repeat(count, np.diff(room))
     return np.repeat(np.arange(n), count), out[which]

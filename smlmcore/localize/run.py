@@ -45,7 +45,7 @@ PIXELS = 1 << 23  # of a chunk
 FEWEST = 8  # frames of a chunk
 CHUNKS = "chunks"
 METHODS = ("auto", "network", "fit")
-NETWORK = "network.npz"
+NETWORK, USUAL = "network.npz", "usual.npy"
 WIDEST = 10.0  # pixels, of the PSF
 SIGMA = 1.3  # pixels, where the width of the PSF is to be found out
 SURE = 100  # isolated spots that are enough to tell it
@@ -186,7 +186,7 @@ def run(
                 bar.update(last - first)
         lap("localize")
         table = gather(plan)
-        width = float(np.load(plan.file(0).with_name("sigma.npy")))
+        width = float(np.load(plan.file(0).with_name(USUAL))[0])
         counts = {s.name: int((table["status"] == s).sum()) for s in fit.Status}
         table, dropped = keep(table, source.shape)
         lap("gather")
@@ -295,7 +295,7 @@ def compute(
     plan: Plan, source: Source, todo: Sequence[int], workers: int | None, scheduler: str | None
 ) -> Iterator[int]:
     """Do the chunks `todo`, here or by Dask; yields the number of each that is done."""
-    _save(plan.file(0).with_name("sigma.npy"), np.float64(width_of(plan, source)))
+    _save(plan.file(0).with_name(USUAL), usual(plan, source))
     if plan.learn and not plan.network.exists():
         learn_from(plan, source).save(plan.network)
     if workers is None and scheduler is None:
@@ -311,11 +311,12 @@ def compute(
 def do(plan: Plan, number: int, source: Source) -> None:
     """Localize one chunk and write its table."""
     first, last = plan.chunks[number]
-    width = float(np.load(plan.file(0).with_name("sigma.npy")))
+    width, *light = np.load(plan.file(0).with_name(USUAL)).tolist()
     frames, full = source.read(first, last)
     table = localize_frames(
         frames, source.camera.variance, plan.psf or Gaussian2D(), width, plan.box or _box(width),
         plan.threshold, plan.false_positives, full, network_of(plan), plan.method == "network",
+        light,
     )  # fmt: skip
     table["frame"] += first
     _save(plan.file(number), table)
@@ -332,10 +333,11 @@ def localize_frames(
     saturated: np.ndarray | None = None,
     network: Network | None = None,
     everywhere: bool = False,
+    light: tuple[float, float] | None = None,
 ) -> np.ndarray:
     """All molecules in `frames` (n, h, w) of photoelectrons: a table, sorted by frame, y, x.
 
-    With a `network`, it is asked about what one emitter does not explain, or `everywhere`.
+    With a `network`, it is asked about what one emitter does not explain, or `everywhere`; `light`: see `refine`.
 
     >>> rng = np.random.default_rng(0)
     >>> one = {"x": [9.3], "y": [7.6], "photons": [3000.0], "background": [5.0], "sigma": [1.3]}
@@ -352,7 +354,7 @@ def localize_frames(
         frames[saturated] = np.nan  # bright enough to be seen, but no measure of brightness
     box = box or _box(sigma)
     if network is not None:
-        return _table(fit_learned(network, frames, behind, peaks, psf, variance, sigma, box), psf)
+        return _table(fit_learned(network, frames, behind, peaks, psf, variance, sigma, box, light), psf)
     return _table(fit_peaks(frames, peaks, psf, variance, sigma, box), psf)
 
 
@@ -406,6 +408,18 @@ def width_of(plan: Plan, source: Source) -> float:
         if abs(width - before) < 0.05 * width:
             break
     return width
+
+
+def usual(plan: Plan, source: Source) -> np.ndarray:
+    """Width of the PSF, and centre and scale of the photons of isolated molecules (for a network; else anything)."""
+    width = width_of(plan, source)
+    few = some_frames(source) if plan.method != "fit" else np.empty((0, 1, 1))
+    table = localize_frames(few, source.camera.variance, Gaussian2D(), width, threshold=plan.threshold)
+    sure = table["photons"][(table["crowded"] == 0) & (table["status"] == fit.Status.converged)]
+    if len(sure) < SURE / 10:
+        return np.array([width, 0.0, np.inf])
+    low, median, high = np.quantile(sure, (0.16, 0.5, 0.84))
+    return np.round([width, median, max(0.6 * (high - low), 0.1 * median)], 2)
 
 
 def some_frames(source: Source) -> np.ndarray:
