@@ -1,8 +1,8 @@
 """Emitters of some frames with the help of a network: one fit where one emitter explains the spot, else all together.
 
 A spot that a Gaussian of usual width explains, with no other near it, is fitted for itself.  Squares around all others
-go to the network, whose answers are the start of `refine`.  Who turns out to be alone there keeps the fit of its own,
-in which the width is free.
+go to the network, whose answers are the start of `refine`.  Who turns out to be alone there, and of another width than
+usual, keeps the fit of its own, in which the width is free.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def fit_learned(
     certain, doubtful, whole_spot = alone.rows(~doubt & ~cut), alone.rows(doubt | cut), ~cut[doubt | cut]
     starts = network.find(frames, behind, variance, sigma, where=where)[["frame", "x", "y", "photons"]]
     starts = starts[~_crowded(_points(starts), certain, len(frames), 3.0)]
-    missed = doubtful.rows(~_crowded(doubtful, _points(starts), len(frames), 2 * sigma))
+    missed = doubtful.rows(~_crowded(doubtful, _points(starts), len(frames), 4 * sigma))
     starts = np.concatenate([starts, _starts(missed, starts.dtype)])
     starts = starts[np.argsort(starts["frame"], kind="stable")]
     if not len(starts):
@@ -84,10 +84,10 @@ def fit_learned(
         behind = behind[np.arange(len(frames)) * len(behind) // len(frames)] + _light(certain, psf, frames.shape)
     frame, rows = refine(frames, starts, behind, variance, sigma, light)
     together = _located(frame, rows, psf, sigma)
-    # alone after all: the fit of its own, in which the width is free
+    # alone after all, and of another width than usual: the fit of its own, in which the width is free
     single = ~_crowded(together, together, len(frames), reach) & ~_crowded(together, certain, len(frames), reach)
     own = _crowded(doubtful, together.rows(single), len(frames), 0.5) & (doubtful.status == fit.Status.converged)
-    own &= whole_spot
+    own &= whole_spot & _unusual(doubtful, psf, sigma)
     replaced = single & _crowded(together, doubtful.rows(own), len(frames), 0.5)
     return certain.join(together.rows(~replaced)).join(doubtful.rows(own))
 
@@ -149,6 +149,14 @@ def _cut(frames, read, frame, x, y, images, noise):
                 inside = 0 <= r < h and 0 <= c < w
                 images[p, i, j] = frames[frame[p], r, c] if inside else np.float32(np.nan)
                 noise[p, i, j] = read[y[p] + i, x[p] + j]
+
+
+def _unusual(emitters: Located, psf: Gaussian2D, sigma: float) -> np.ndarray:
+    """Which have another width than the usual one."""
+    if "sigma" not in psf.names:
+        return np.zeros(len(emitters), bool)
+    column = psf.names.index("sigma")
+    return abs(emitters.theta[:, column] - sigma) > WIDE * emitters.errors[:, column]
 
 
 def _crowded(emitters: Located, others: Located, frames: int, reach: float) -> np.ndarray:
