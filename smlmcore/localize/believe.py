@@ -33,7 +33,7 @@ def believe(source: Any, table: np.ndarray, psf: PSF, sigma: float) -> dict[str,
         read = np.broadcast_to(np.asarray(source.camera.variance, np.float32), (h, w))
         behind = background(images, source.camera.variance, sigma)[0]
         near = table[(table["frame"] >= first) & (table["frame"] < first + len(images))]
-        values = {name: near["sigma_x" if name == "sigma" else name] for name in psf.names}
+        values = {name: near["sigma_x" if name == "sigma" else name] for name in psf.names if name != "background"}
         values |= {"background": np.zeros(len(images), np.float32)}
         light = psf.render(values, (h, w), image=near["frame"].astype(int) - first)
         variance = np.maximum(light + behind + read, 0.01)
