@@ -21,6 +21,7 @@ setup(
     package_dir={"smlmcore.kernels": "kernels"},
     package_data={
         "smlmcore": ["*.h"],
+        "smlmcore.localize": ["*.npz"],
         "smlmcore.fit": ["*.template"],
         "smlmcore.kernels": ["*.cu", "*.cuh"],
     },
