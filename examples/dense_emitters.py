@@ -98,7 +98,7 @@ for ax, per_frame in zip(figure.subplots(1, 2), (60, 164), strict=True):
 
 options.out.mkdir(parents=True, exist_ok=True)
 (options.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-figure.savefig(options.out / "dense_emitters.png", dpi=80)
+figure.savefig(options.out / "report.png", dpi=80)
 for name, row in report.items():
     text = row if isinstance(row, str) else "  ".join(f"{k} {v:.4g}" for k, v in row.items())
     print(f"{name:<44}{text}")

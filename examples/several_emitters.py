@@ -84,7 +84,7 @@ for ax, k in zip(figure.subplots(2, 4).flat, np.flatnonzero(on.sum(1) >= 2), str
         ax.plot(table["x"][table["frame"] == k], table["y"][table["frame"] == k], style, ms=13)
     ax.axis("off")
 figure.suptitle("cyan +: truth, yellow x: network, red: refined; every second place is off")
-figure.savefig(options.out / "several_emitters.png", dpi=80)
+figure.savefig(options.out / "report.png", dpi=80)
 
 for name, numbers in report.items():
     if isinstance(numbers, dict):
