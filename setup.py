@@ -58,6 +58,7 @@ setup(
         "dask": ["dask", "distributed"],
         "bench": [
             "pytest-benchmark",
+            "bm3d",
             "picassosr",
             "threadpoolctl",
             "torch",
