@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,10 @@ from numba.extending import overload
 from .. import backend, kernel
 from ..autograd import op, ops
 from ..backend import Array
-from .simd import at, elementwise, frozen, njit, separable
+from .compiled import frozen, njit
+from .conv import planes
+from .direct import unravel
+from .vectors import Vector, corners, elementwise
 
 
 # ---------------------------------------------------------------------------------------------- reference
@@ -46,46 +50,63 @@ def _gradient_reference(x, out, gradient, depth, size, dx):
 
 
 # ---------------------------------------------------------------------------------------------- cpu
-def _first_maximum(x0, x1, x2, x3, largest, g):
-    """The gradient g for the first of four that equals the largest."""
-    parts, left = [], g
-    for x in (x0, x1, x2, x3):
+def _maximum(*values):
+    return (reduce(Vector.max, values),)
+
+
+def _first_maximum(*values):
+    """The gradient, the last argument, for the first of the others that equals the largest, the last but one."""
+    *xs, largest, left = values
+    parts = []
+    for x in xs:
         parts.append(left.where_equal(x, largest))
         left = left - parts[-1]
     return parts
 
 
-_largest_2x2 = separable(lambda a, b: (a.max(b),), 2)
-_gradient_2x2 = elementwise(_first_maximum)
+_largest = elementwise(_maximum)
+_gradient = elementwise(_first_maximum)
 
 
-def _row(x, s, row, out, t, pixels, c):
-    """2x2 windows of one row of `pixels`, c a multiple of 8; float32 only.  Called from numba."""
+def _row(x, s, row, plane, depth, out, t, pixels, c):
+    """Windows of 2x2 pixels in one plane or two, `pixels` of them, c a multiple of 8; float32 only.
+
+    Called from numba.
+    """
     raise NotImplementedError
 
 
-def _gradient_row(x, s, row, out, t, gradient, dx, pixels, c):
+def _gradient_row(x, s, row, plane, depth, out, t, gradient, dx, pixels, c):
     raise NotImplementedError
 
 
 @overload(_row)
-def _(x, s, row, out, t, pixels, c):
-    def single(x, s, row, out, t, pixels, c):
+def _(x, s, row, plane, depth, out, t, pixels, c):
+    def single(x, s, row, plane, depth, out, t, pixels, c):
         for i in range(pixels):
-            _largest_2x2(at(x, s + 2 * i * c), row, c, at(out, t + i * c), 0, 0, c)
+            four, one = corners(s + 2 * i * c, row, c), (t + i * c,)
+            if depth == 1:
+                _largest(x, four, x, (), x, (), out, one, c)
+            else:
+                _largest(x, four, x, corners(four[0] + plane, row, c), x, (), out, one, c)
 
-    return single if x.dtype == types.float32 else lambda x, s, row, out, t, pixels, c: None
+    return single if x.dtype == types.float32 else lambda x, s, row, plane, depth, out, t, pixels, c: None
 
 
 @overload(_gradient_row)
-def _(x, s, row, out, t, gradient, dx, pixels, c):
-    def single(x, s, row, out, t, gradient, dx, pixels, c):
+def _(x, s, row, plane, depth, out, t, gradient, dx, pixels, c):
+    def single(x, s, row, plane, depth, out, t, gradient, dx, pixels, c):
         for i in range(pixels):
-            four = (s + 2 * i * c, s + 2 * i * c + c, s + 2 * i * c + row, s + 2 * i * c + row + c)
-            one = (t + i * c,)
-            _gradient_2x2(x, four, out, one, gradient, one, dx, four, c)
+            four, one = corners(s + 2 * i * c, row, c), (t + i * c,)
+            if depth == 1:
+                _gradient(x, four, out, one, gradient, one, dx, four, c)
+            else:
+                eight = four + corners(four[0] + plane, row, c)
+                _gradient(x, eight, out, one, gradient, one, dx, eight, c)
 
-    return single if x.dtype == types.float32 else lambda x, s, row, out, t, gradient, dx, pixels, c: None
+    if x.dtype == types.float32:
+        return single
+    return lambda x, s, row, plane, depth, out, t, gradient, dx, pixels, c: None
 
 
 @njit(parallel=True)
@@ -94,11 +115,11 @@ def _max_pool(x, depth, size, fast, out):
     n, o, p, q, _ = out.shape
     flat, results = x.reshape(-1), out.reshape(-1)
     for line in prange(n * o * p):
-        image, z, y = line // p // o, line // p % o, line % p
+        image, z, y = unravel(line, o, p)
         t = line * q * c
         s = ((image * f + z * depth) * h + y * size) * w * c
         if fast:
-            _row(flat, s, w * c, results, t, q, c)
+            _row(flat, s, w * c, h * w * c, depth, results, t, q, c)
         else:
             for pixel in range(q * c):
                 at = s + pixel // c * size * c + pixel % c
@@ -121,11 +142,11 @@ def _max_pool_gradient(x, out, gradient, depth, size, fast, dx):
         if not (whole and fast):
             results[plane * h * w * c : (plane + 1) * h * w * c] = 0
     for line in prange(n * o * p):
-        image, z, y = line // p // o, line // p % o, line % p
+        image, z, y = unravel(line, o, p)
         t = line * q * c
         s = ((image * f + z * depth) * h + y * size) * w * c
         if fast:
-            _gradient_row(flat, s, w * c, largest, t, g, results, q, c)
+            _gradient_row(flat, s, w * c, h * w * c, depth, largest, t, g, results, q, c)
         else:
             for pixel in range(q * c):
                 at = s + pixel // c * size * c + pixel % c
@@ -138,7 +159,7 @@ def _max_pool_gradient(x, out, gradient, depth, size, fast, dx):
 
 
 def _is_fast(x, depth, size):
-    return depth == 1 and size == 2 and x.shape[4] % 8 == 0 and x.dtype == np.float32
+    return depth in (1, 2) and size == 2 and x.shape[4] % 8 == 0 and x.dtype == np.float32
 
 
 def _cpu(x, depth, size, out):
@@ -160,6 +181,7 @@ _CASES = (
     _case(0, (1, 4, 4), 2, 1, 2),
     _case(2, (1, 7, 9), 24, 1, 2),
     _case(2, (5, 4, 7), 3, 2, 2),
+    _case(1, (5, 6, 4), 16, 2, 2),
     _case(1, (1, 9, 10), 3, 1, 3),
 )
 
@@ -204,7 +226,7 @@ def max_pool(x: Array, *, size: int = 2) -> Array:
     _check("max_pool", x, size)
     xp = backend.module(x)
     out = xp.empty((len(x), *(s // size for s in x.shape[1:-1]), x.shape[-1]), x.dtype)
-    five, depth = [a if a.ndim == 5 else a[:, None] for a in (x, out)], size if x.ndim == 5 else 1
+    five, depth = (planes(x), planes(out)), size if x.ndim == 5 else 1
     max_pool_kernel(five[0], depth, size, out=five[1])
     return out, (*five, depth, size)
 

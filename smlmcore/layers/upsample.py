@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,10 @@ from numba.extending import overload
 from .. import backend, kernel
 from ..autograd import op
 from ..backend import Array
-from .direct import move
-from .simd import at, frozen, njit, separable
+from .compiled import at, frozen, njit
+from .conv import planes
+from .direct import move, unravel
+from .vectors import Vector, corners, elementwise, separable
 
 
 # ---------------------------------------------------------------------------------------------- reference
@@ -38,7 +41,7 @@ def _gradient_reference(gradient, depth, size, dx, dskip):
 
 # ---------------------------------------------------------------------------------------------- cpu
 _double_2d = separable(lambda a: (a, a), 1)
-_sum_2d = separable(lambda a, b: (a + b,), 2)
+_sum = elementwise(lambda *values: (reduce(Vector.__add__, values),))
 
 
 def _enlarge(x, s, out, t, row, column, pixels, c):
@@ -46,7 +49,7 @@ def _enlarge(x, s, out, t, row, column, pixels, c):
     raise NotImplementedError
 
 
-def _shrink(gradient, s, row, column, dx, t, pixels, c):
+def _shrink(gradient, s, row, column, plane, depth, dx, t, pixels, c):
     raise NotImplementedError
 
 
@@ -60,12 +63,18 @@ def _(x, s, out, t, row, column, pixels, c):
 
 
 @overload(_shrink)
-def _(gradient, s, row, column, dx, t, pixels, c):
-    def single(gradient, s, row, column, dx, t, pixels, c):
+def _(gradient, s, row, column, plane, depth, dx, t, pixels, c):
+    def single(gradient, s, row, column, plane, depth, dx, t, pixels, c):
         for i in range(pixels):
-            _sum_2d(at(gradient, s + 2 * i * column), row, column, at(dx, t + i * c), 0, 0, c)
+            four, one = corners(s + 2 * i * column, row, column), (t + i * c,)
+            if depth == 1:
+                _sum(gradient, four, gradient, (), gradient, (), dx, one, c)
+            else:
+                _sum(gradient, four, gradient, corners(four[0] + plane, row, column), gradient, (), dx, one, c)
 
-    return single if dx.dtype == types.float32 else lambda gradient, s, row, column, dx, t, pixels, c: None
+    if dx.dtype == types.float32:
+        return single
+    return lambda gradient, s, row, column, plane, depth, dx, t, pixels, c: None
 
 
 @njit(parallel=True)
@@ -75,7 +84,7 @@ def _upsample(x, skip, depth, size, fast, out):
     d = e - c
     flat, skips, results = x.reshape(-1), skip.reshape(-1), out.reshape(-1)
     for line in prange(n * o * h):
-        image, z, y = line // h // o, line // h % o, line % h
+        image, z, y = unravel(line, o, h)
         s, t = ((image * f + z // depth) * h + y) * w * c, (image * o + z) * p * q * e + y * size * q * e
         if fast:
             _enlarge(flat, s, results, t, q * e, e, w, c)
@@ -95,11 +104,11 @@ def _upsample_gradient(gradient, depth, size, fast, dx, dskip):
     d = e - c
     flat, results, skips = gradient.reshape(-1), dx.reshape(-1), dskip.reshape(-1)
     for line in prange(n * f * h):
-        image, z, y = line // h // f, line // h % f, line % h
+        image, z, y = unravel(line, f, h)
         t = line * w * c
         first = ((image * o + z * depth) * p + y * size) * q * e
         if fast:
-            _shrink(flat, first, q * e, e, results, t, w, c)
+            _shrink(flat, first, q * e, e, p * q * e, depth, results, t, w, c)
         else:
             results[t : t + w * c] = 0
             for i in range(depth):
@@ -116,7 +125,7 @@ def _upsample_gradient(gradient, depth, size, fast, dx, dskip):
 
 
 def _is_fast(x, depth, size):
-    return depth == 1 and size == 2 and x.shape[4] % 8 == 0 and x.dtype == np.float32
+    return depth in (1, 2) and size == 2 and x.shape[4] % 8 == 0 and x.dtype == np.float32
 
 
 def _cpu(x, skip, depth, size, out):
@@ -138,6 +147,7 @@ _CASES = (
     _case(0, (1, 4, 4), 2, 3, 1, 2),
     _case(2, (1, 3, 5), 24, 5, 1, 2),
     _case(2, (2, 4, 3), 3, 2, 2, 2),
+    _case(1, (2, 3, 4), 16, 8, 2, 2),
     _case(1, (1, 2, 3), 3, 0, 1, 3),
 )
 
@@ -194,7 +204,7 @@ def upsample(x: Any, skip: Any = None, size: int = 2) -> Any:
 def _join(x: Array, skip: Array, *, size: int) -> Any:
     xp, depth = backend.module(x, skip, name="upsample"), size if x.ndim == 5 else 1
     out = xp.empty((*skip.shape[:-1], x.shape[-1] + skip.shape[-1]), x.dtype)
-    upsample_kernel(*map(_planes, (x, skip)), depth, size, out=_planes(out))
+    upsample_kernel(*map(planes, (x, skip)), depth, size, out=planes(out))
     return out, (xp, x.shape, skip.shape, depth, size)
 
 
@@ -202,12 +212,8 @@ def _join(x: Array, skip: Array, *, size: int) -> Any:
 def _(saved: tuple, g: Array) -> tuple:
     xp, x, skip, depth, size = saved
     dx, dskip = xp.empty(x, g.dtype), xp.empty(skip, g.dtype)
-    upsample_gradient_kernel(_planes(g), depth, size, out=(_planes(dx), _planes(dskip)))
+    upsample_gradient_kernel(planes(g), depth, size, out=(planes(dx), planes(dskip)))
     return dx, dskip
-
-
-def _planes(a: Array) -> Array:
-    return a if a.ndim == 5 else a[:, None]
 
 
 @dataclass(frozen=True)
