@@ -93,16 +93,18 @@ def link() -> None:
         one()
 
 
+def _address(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    """Where an array begins; an address as it is."""
+    return value if isinstance(kind, types.CPointer) else context.make_array(kind)(context, builder, value=value).data
+
+
 @intrinsic
 def at(typing, array, offset):
     """Address of element `offset` of a flat array, or of the numbers at another address."""
     pointer = array if isinstance(array, types.CPointer) else types.CPointer(array.dtype)
 
     def codegen(context, b, signature, args):
-        first = (
-            args[0] if isinstance(array, types.CPointer) else context.make_array(array)(context, b, value=args[0]).data
-        )
-        return b.gep(first, [args[1]])
+        return b.gep(_address(context, b, array, args[0]), [args[1]])
 
     return pointer(array, types.int64), codegen
 
@@ -116,16 +118,14 @@ def frozen(a: np.ndarray) -> np.ndarray:
 
 @intrinsic
 def copy(typing, source, s, target, t, count):
-    """Copy `count` numbers from source[s:] to target[t:], flat arrays of one type that do not overlap.
+    """Copy `count` numbers from source[s:] to target[t:], flat arrays or addresses of one type that do not overlap.
 
     As one memcpy: numba's own loop checks each index for a negative one, and copies number by number.
     """
 
     def codegen(context, b, signature, args):
-        pointers = [
-            b.gep(context.make_array(signature.args[i])(context, b, value=args[i]).data, [args[i + 1]]) for i in (0, 2)
-        ]
-        size = context.get_abi_sizeof(context.get_data_type(signature.args[0].dtype))
+        pointers = [b.gep(_address(context, b, signature.args[i], args[i]), [args[i + 1]]) for i in (0, 2)]
+        size = context.get_abi_sizeof(context.get_data_type(source.dtype))
         cgutils.raw_memcpy(b, pointers[1], pointers[0], args[4], size)
         return context.get_dummy_value()
 

@@ -258,7 +258,12 @@ def _input_gradient(gradient, slope, packed, taps, stride, pad, widths, threads,
 def input_gradient(gradient, slope, weight, stride, pad, out):
     """`conv_input_gradient` of the module `conv`."""
     link()
-    c = weight.shape[3]
+    c, spans = weight.shape[3], {t for t in weight.shape[:3] if t > 1}
+    if stride == 1 and slope.size == 0 and len(spans) <= 1:  # a convolution: the filter mirrored and transposed
+        mirrored = np.ascontiguousarray(weight[::-1, ::-1, ::-1].swapaxes(3, 4))
+        zero = np.zeros(c, out.dtype)
+        forward(gradient, mirrored, zero, 1, max(spans, default=1) - 1 - pad, 0, out, zero[:0])
+        return
     widths, steps = blocks(c), range(stride)
     residues = (weight[z::stride, y::stride, x::stride][:, :, ::-1] for z in steps for y in steps for x in steps)
     packed = [pack(np.ascontiguousarray(f.swapaxes(3, 4)).reshape(-1, c), widths) for f in residues]

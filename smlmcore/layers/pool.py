@@ -10,20 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
-from numba import prange, types
-from numba.extending import overload
+from numba import prange
 
 from .. import backend, kernel
 from ..autograd import op, ops
 from ..backend import Array
+from . import lines
 from .compiled import frozen, njit
 from .conv import planes
 from .direct import unravel
-from .vectors import Vector, corners, elementwise
 
 
 # ---------------------------------------------------------------------------------------------- reference
@@ -50,67 +48,8 @@ def _gradient_reference(x, out, gradient, depth, size, dx):
 
 
 # ---------------------------------------------------------------------------------------------- cpu
-def _maximum(*values):
-    return (reduce(Vector.max, values),)
-
-
-def _first_maximum(*values):
-    """The gradient, the last argument, for the first of the others that equals the largest, the last but one."""
-    *xs, largest, left = values
-    parts = []
-    for x in xs:
-        parts.append(left.where_equal(x, largest))
-        left = left - parts[-1]
-    return parts
-
-
-_largest = elementwise(_maximum)
-_gradient = elementwise(_first_maximum)
-
-
-def _row(x, s, row, plane, depth, out, t, pixels, c):
-    """Windows of 2x2 pixels in one plane or two, `pixels` of them, c a multiple of 8; float32 only.
-
-    Called from numba.
-    """
-    raise NotImplementedError
-
-
-def _gradient_row(x, s, row, plane, depth, out, t, gradient, dx, pixels, c):
-    raise NotImplementedError
-
-
-@overload(_row)
-def _(x, s, row, plane, depth, out, t, pixels, c):
-    def single(x, s, row, plane, depth, out, t, pixels, c):
-        for i in range(pixels):
-            four, one = corners(s + 2 * i * c, row, c), (t + i * c,)
-            if depth == 1:
-                _largest(x, four, x, (), x, (), out, one, c)
-            else:
-                _largest(x, four, x, corners(four[0] + plane, row, c), x, (), out, one, c)
-
-    return single if x.dtype == types.float32 else lambda x, s, row, plane, depth, out, t, pixels, c: None
-
-
-@overload(_gradient_row)
-def _(x, s, row, plane, depth, out, t, gradient, dx, pixels, c):
-    def single(x, s, row, plane, depth, out, t, gradient, dx, pixels, c):
-        for i in range(pixels):
-            four, one = corners(s + 2 * i * c, row, c), (t + i * c,)
-            if depth == 1:
-                _gradient(x, four, out, one, gradient, one, dx, four, c)
-            else:
-                eight = four + corners(four[0] + plane, row, c)
-                _gradient(x, eight, out, one, gradient, one, dx, eight, c)
-
-    if x.dtype == types.float32:
-        return single
-    return lambda x, s, row, plane, depth, out, t, gradient, dx, pixels, c: None
-
-
 @njit(parallel=True)
-def _max_pool(x, depth, size, fast, out):
+def _max_pool(x, depth, size, out):
     _, f, h, w, c = x.shape
     n, o, p, q, _ = out.shape
     flat, results = x.reshape(-1), out.reshape(-1)
@@ -118,56 +57,51 @@ def _max_pool(x, depth, size, fast, out):
         image, z, y = unravel(line, o, p)
         t = line * q * c
         s = ((image * f + z * depth) * h + y * size) * w * c
-        if fast:
-            _row(flat, s, w * c, h * w * c, depth, results, t, q, c)
-        else:
-            for pixel in range(q * c):
-                at = s + pixel // c * size * c + pixel % c
-                value = flat[at]
-                for window in range(depth * size * size):
-                    i, j, k = window // size // size, window // size % size, window % size
-                    other = flat[at + ((i * h + j) * w + k) * c]
-                    if not other <= value:
-                        value = other
-                results[t + pixel] = value
+        for pixel in range(q * c):
+            at = s + pixel // c * size * c + pixel % c
+            value = flat[at]
+            for window in range(depth * size * size):
+                i, j, k = window // size // size, window // size % size, window % size
+                other = flat[at + ((i * h + j) * w + k) * c]
+                if not other <= value:
+                    value = other
+            results[t + pixel] = value
 
 
 @njit(parallel=True)
-def _max_pool_gradient(x, out, gradient, depth, size, fast, dx):
+def _max_pool_gradient(x, out, gradient, depth, size, dx):
     _, f, h, w, c = x.shape
     n, o, p, q, _ = out.shape
     flat, largest, g, results = x.reshape(-1), out.reshape(-1), gradient.reshape(-1), dx.reshape(-1)
-    whole = f == o * depth and h == p * size and w == q * size
-    for plane in prange(n * f):
-        if not (whole and fast):
-            results[plane * h * w * c : (plane + 1) * h * w * c] = 0
     for line in prange(n * o * p):
         image, z, y = unravel(line, o, p)
         t = line * q * c
         s = ((image * f + z * depth) * h + y * size) * w * c
-        if fast:
-            _gradient_row(flat, s, w * c, h * w * c, depth, largest, t, g, results, q, c)
-        else:
-            for pixel in range(q * c):
-                at = s + pixel // c * size * c + pixel % c
-                for window in range(depth * size * size):
-                    i, j, k = window // size // size, window // size % size, window % size
-                    source = at + ((i * h + j) * w + k) * c
-                    if flat[source] == largest[t + pixel]:
-                        results[source] = g[t + pixel]
-                        break
-
-
-def _is_fast(x, depth, size):
-    return depth in (1, 2) and size == 2 and x.shape[4] % 8 == 0 and x.dtype == np.float32
+        for pixel in range(q * c):
+            at = s + pixel // c * size * c + pixel % c
+            for window in range(depth * size * size):
+                i, j, k = window // size // size, window // size % size, window % size
+                source = at + ((i * h + j) * w + k) * c
+                if flat[source] == largest[t + pixel]:
+                    results[source] = g[t + pixel]
+                    break
 
 
 def _cpu(x, depth, size, out):
-    _max_pool(frozen(x), depth, size, _is_fast(x, depth, size), out)
+    if lines.suit(depth, size, x.shape[4], x.dtype):
+        lines.run(lines.POOL, out.shape, x.shape, depth, x, lines.NONE, lines.NONE, out)
+    else:
+        _max_pool(frozen(x), depth, size, out)
 
 
 def _gradient_cpu(x, out, gradient, depth, size, dx):
-    _max_pool_gradient(frozen(x), frozen(out), frozen(gradient), depth, size, _is_fast(x, depth, size), dx)
+    fast = lines.suit(depth, size, x.shape[4], x.dtype)
+    if not fast or x.shape[1:4] != tuple(s * t for s, t in zip(out.shape[1:4], (depth, size, size), strict=True)):
+        dx[...] = 0
+    if fast:
+        lines.run(lines.POOL_GRADIENT, out.shape, x.shape, depth, x, out, gradient, dx)
+    else:
+        _max_pool_gradient(frozen(x), frozen(out), frozen(gradient), depth, size, dx)
 
 
 def _case(n, x, c, depth, size):

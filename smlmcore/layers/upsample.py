@@ -10,20 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
-from numba import prange, types
-from numba.extending import overload
+from numba import prange
 
 from .. import backend, kernel
 from ..autograd import op
 from ..backend import Array
-from .compiled import at, frozen, njit
+from . import lines
+from .compiled import frozen, njit
 from .conv import planes
 from .direct import move, unravel
-from .vectors import Vector, corners, elementwise, separable
 
 
 # ---------------------------------------------------------------------------------------------- reference
@@ -40,45 +38,8 @@ def _gradient_reference(gradient, depth, size, dx, dskip):
 
 
 # ---------------------------------------------------------------------------------------------- cpu
-_double_2d = separable(lambda a: (a, a), 1)
-_sum = elementwise(lambda *values: (reduce(Vector.__add__, values),))
-
-
-def _enlarge(x, s, out, t, row, column, pixels, c):
-    """One row of `pixels`, each to 2x2; float32 only.  Called from numba."""
-    raise NotImplementedError
-
-
-def _shrink(gradient, s, row, column, plane, depth, dx, t, pixels, c):
-    raise NotImplementedError
-
-
-@overload(_enlarge)
-def _(x, s, out, t, row, column, pixels, c):
-    def single(x, s, out, t, row, column, pixels, c):
-        for i in range(pixels):
-            _double_2d(at(x, s + i * c), 0, 0, at(out, t + 2 * i * column), row, column, c)
-
-    return single if x.dtype == types.float32 else lambda x, s, out, t, row, column, pixels, c: None
-
-
-@overload(_shrink)
-def _(gradient, s, row, column, plane, depth, dx, t, pixels, c):
-    def single(gradient, s, row, column, plane, depth, dx, t, pixels, c):
-        for i in range(pixels):
-            four, one = corners(s + 2 * i * column, row, column), (t + i * c,)
-            if depth == 1:
-                _sum(gradient, four, gradient, (), gradient, (), dx, one, c)
-            else:
-                _sum(gradient, four, gradient, corners(four[0] + plane, row, column), gradient, (), dx, one, c)
-
-    if dx.dtype == types.float32:
-        return single
-    return lambda gradient, s, row, column, plane, depth, dx, t, pixels, c: None
-
-
 @njit(parallel=True)
-def _upsample(x, skip, depth, size, fast, out):
+def _upsample(x, skip, depth, size, out):
     n, f, h, w, c = x.shape
     _, o, p, q, e = out.shape
     d = e - c
@@ -86,19 +47,15 @@ def _upsample(x, skip, depth, size, fast, out):
     for line in prange(n * o * h):
         image, z, y = unravel(line, o, h)
         s, t = ((image * f + z // depth) * h + y) * w * c, (image * o + z) * p * q * e + y * size * q * e
-        if fast:
-            _enlarge(flat, s, results, t, q * e, e, w, c)
-        else:
-            for i in range(size):
-                for k in range(size):
-                    move(flat, s, c, results, t + (i * q + k) * e, size * e, c, w)
         for i in range(size):
+            for k in range(size):
+                move(flat, s, c, results, t + (i * q + k) * e, size * e, c, w)
             if d:
                 move(skips, ((image * o + z) * p + y * size + i) * q * d, d, results, t + i * q * e + c, e, d, q)
 
 
 @njit(parallel=True)
-def _upsample_gradient(gradient, depth, size, fast, dx, dskip):
+def _upsample_gradient(gradient, depth, size, dx, dskip):
     n, f, h, w, c = dx.shape
     _, o, p, q, e = gradient.shape
     d = e - c
@@ -107,33 +64,29 @@ def _upsample_gradient(gradient, depth, size, fast, dx, dskip):
         image, z, y = unravel(line, f, h)
         t = line * w * c
         first = ((image * o + z * depth) * p + y * size) * q * e
-        if fast:
-            _shrink(flat, first, q * e, e, p * q * e, depth, results, t, w, c)
-        else:
-            results[t : t + w * c] = 0
-            for i in range(depth):
-                for j in range(size):
-                    for pixel in range(q):
-                        s = first + ((i * p + j) * q + pixel) * e
-                        for k in range(c):
-                            results[t + pixel // size * c + k] += flat[s + k]
+        results[t : t + w * c] = 0
         for i in range(depth):
             for j in range(size):
+                s = first + (i * p + j) * q * e
+                for pixel in range(q):
+                    for k in range(c):
+                        results[t + pixel // size * c + k] += flat[s + pixel * e + k]
                 if d:
-                    s = first + (i * p + j) * q * e
                     move(flat, s + c, e, skips, s // e * d, d, d, q)
 
 
-def _is_fast(x, depth, size):
-    return depth in (1, 2) and size == 2 and x.shape[4] % 8 == 0 and x.dtype == np.float32
-
-
 def _cpu(x, skip, depth, size, out):
-    _upsample(frozen(x), frozen(skip), depth, size, _is_fast(x, depth, size), out)
+    if lines.suit(depth, size, x.shape[4], x.dtype):
+        lines.run(lines.ENLARGE, x.shape, out.shape, depth, x, skip, lines.NONE, out)
+    else:
+        _upsample(frozen(x), frozen(skip), depth, size, out)
 
 
 def _gradient_cpu(gradient, depth, size, dx, dskip):
-    _upsample_gradient(frozen(gradient), depth, size, _is_fast(dx, depth, size), dx, dskip)
+    if lines.suit(depth, size, dx.shape[4], dx.dtype):
+        lines.run(lines.SHRINK, dx.shape, gradient.shape, depth, gradient, lines.NONE, lines.NONE, dx, dskip)
+    else:
+        _upsample_gradient(frozen(gradient), depth, size, dx, dskip)
 
 
 def _case(n, x, c, d, depth, size):

@@ -111,19 +111,15 @@ def separable(function: Callable[..., Sequence[Vector]], inputs: int):
 
 
 def elementwise(function: Callable[..., Sequence[Vector]]):
-    """The intrinsic that applies `function` to vectors from up to four flat float32 arrays.
+    """The intrinsic that applies `function` to vectors from three places of float32 numbers.
 
-    It is called as (array, offsets, array, offsets, array, offsets, target, offsets, count), each `offsets` a tuple of
-    the places in the array where a run of `count` numbers, a multiple of 8, begins; `function` receives one vector for
-    each place of the first three, and returns one for each in `target`.
+    It is called as (address, offsets, address, offsets, address, offsets, target, offsets, count), each `offsets` a
+    tuple of the places after the address where a run of `count` numbers, a multiple of 8, begins; `function` receives
+    one vector for each place of the first three, and returns one for each in `target`.
     """
 
     def codegen(context, b, signature, args):
-        arrays = [context.make_array(signature.args[i])(context, b, value=args[i]).data for i in (0, 2, 4, 6)]
-        places = [
-            [b.gep(a, [offset]) for offset in cgutils.unpack_tuple(b, args[i])]
-            for a, i in zip(arrays, (1, 3, 5, 7), strict=True)
-        ]
+        places = [[b.gep(args[i], [offset]) for offset in cgutils.unpack_tuple(b, args[i + 1])] for i in (0, 2, 4, 6)]
 
         def body(first, lanes):
             kind = ir.VectorType(FLOAT, lanes)

@@ -213,7 +213,7 @@ def _forward_groups(groups, deep, high, x, factors, packed, init, kz, pz, pad, a
     down, across = ceil(p, TILE), ceil(q, TILE)
     scratch, tile_out = np.zeros(6 * (TILE * across + 2) * c, x.dtype), np.empty(16 * WIDEST, x.dtype)
     plane_in = _plane((deep + kz - 1) * high * across * c)
-    most = deep * high * across
+    most, table = deep * high * across, np.empty(kz, np.int64)
     values, sums = np.empty(TAPS * plane_in, x.dtype), np.empty(TAPS * _plane(most * widths.max()), x.dtype)
     for group in groups:
         image, first, row, planes, rows = _place(group, deep, high, o, down)
@@ -221,7 +221,8 @@ def _forward_groups(groups, deep, high, x, factors, packed, init, kz, pz, pad, a
             images, x.shape, factors, pad, image, first - pz, planes + kz - 1, row, rows, across, scratch,
             values, plane_in,
         )  # fmt: skip
-        table = np.arange(kz) * rows * across * c
+        for i in range(kz):
+            table[i] = i * rows * across * c
         column = 0
         for width in widths:
             weights, plane = column * TAPS * kz * c, _plane(most * width)
