@@ -12,6 +12,7 @@ import numpy as np
 from numba import prange, types
 
 from .compiled import SINGLE, WHOLE, at, copy, frozen, link, njit, shared
+from .direct import unravel
 from .vectors import Vector, corners, elementwise
 
 POOL, POOL_GRADIENT, ENLARGE, SHRINK = range(4)
@@ -34,42 +35,74 @@ _repeat = elementwise(lambda value: (value,) * 4)
 _sum = elementwise(lambda *values: (reduce(Vector.__add__, values),))
 
 
+# Each of the following does `count` coarse pixels, of `c` channels, `t` the first of them; `s` the first of the fine
+# ones, of `e` channels, of which the first `c` count; `row` and `plane`: distances in the fine image.
+@njit()
+def _pool(x, s, e, row, plane, depth, out, t, c, count):
+    for i in range(count):
+        one, four = (t + i * c,), corners(s + 2 * i * e, row, e)
+        if depth == 1:
+            _largest(x, four, x, (), x, (), out, one, c)
+        else:
+            _largest(x, four, x, corners(s + 2 * i * e + plane, row, e), x, (), out, one, c)
+
+
+@njit()
+def _pool_gradient(x, out, g, s, e, row, plane, depth, dx, t, c, count):
+    for i in range(count):
+        one, four = (t + i * c,), corners(s + 2 * i * e, row, e)
+        if depth == 1:
+            _gradient(x, four, out, one, g, one, dx, four, c)
+        else:
+            eight = four + corners(s + 2 * i * e + plane, row, e)
+            _gradient(x, eight, out, one, g, one, dx, eight, c)
+
+
+@njit()
+def _enlarge(x, t, c, out, s, e, row, count):
+    for i in range(count):
+        _repeat(x, (t + i * c,), x, (), x, (), out, corners(s + 2 * i * e, row, e), c)
+
+
+@njit()
+def _shrink(g, s, e, row, plane, depth, dx, t, c, count):
+    for i in range(count):
+        one, four = (t + i * c,), corners(s + 2 * i * e, row, e)
+        if depth == 1:
+            _sum(g, four, g, (), g, (), dx, one, c)
+        else:
+            _sum(g, four, g, corners(s + 2 * i * e + plane, row, e), g, (), dx, one, c)
+
+
+@njit()
+def _runs(source, s, source_step, target, t, target_step, floats, count):
+    for i in range(count):
+        copy(source, s + i * source_step, target, t + i * target_step, floats)
+
+
 @shared(types.void(WHOLE, WHOLE, *[SINGLE] * 5, types.CPointer(WHOLE)))
 def coarse_line(which, line, a, b, g, target, rest, sizes):
     """Line number `line` of the coarse image; `a` ... `rest` as in `run`."""
-    o, p, q, c, depth, f, h, w, e = (
-        sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8]
-    )  # fmt: skip
-    fine, row, plane = ((line // p // o * f + line // p % o * depth) * h + line % p * 2) * w * e, w * e, h * w * e
-    for i in range(q):
-        one, four = (line * q * c + i * c,), corners(fine + 2 * i * e, row, e)
-        behind = corners(fine + 2 * i * e + plane, row, e)
-        if which == POOL:
-            if depth == 1:
-                _largest(a, four, a, (), a, (), target, one, c)
-            else:
-                _largest(a, four, a, behind, a, (), target, one, c)
-        elif which == POOL_GRADIENT:
-            if depth == 1:
-                _gradient(a, four, b, one, g, one, target, four, c)
-            else:
-                _gradient(a, four + behind, b, one, g, one, target, four + behind, c)
-        elif which == ENLARGE:
-            _repeat(a, one, a, (), a, (), target, four, c)
-            if depth == 2:
-                _repeat(a, one, a, (), a, (), target, behind, c)
-        elif depth == 1:
-            _sum(a, four, a, (), a, (), target, one, c)
-        else:
-            _sum(a, four, a, behind, a, (), target, one, c)
-    if which >= ENLARGE and e > c:
-        for k in range(depth * 2):
-            first = fine // e + k // 2 * h * w + k % 2 * w
-            for pixel in range(first, first + w):
-                if which == ENLARGE:
-                    copy(b, pixel * (e - c), target, pixel * e + c, e - c)
-                else:
-                    copy(a, pixel * e + c, rest, pixel * (e - c), e - c)
+    o, p, q, c, depth, f = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]
+    h, w, e = sizes[6], sizes[7], sizes[8]
+    image, z, y = unravel(line, o, p)
+    t, s, row, plane = line * q * c, ((image * f + z * depth) * h + y * 2) * w * e, w * e, h * w * e
+    if which == POOL:
+        _pool(a, s, e, row, plane, depth, target, t, c, q)
+    elif which == POOL_GRADIENT:
+        _pool_gradient(a, b, g, s, e, row, plane, depth, target, t, c, q)
+    elif which == SHRINK:
+        _shrink(a, s, e, row, plane, depth, target, t, c, q)
+    d = e - c
+    for i in range(depth):
+        if which == ENLARGE:
+            _enlarge(a, t, c, target, s + i * plane, e, row, q)
+        for j in range(2):
+            first = s + i * plane + j * row
+            if which == ENLARGE and d > 0:
+                _runs(b, first // e * d, d, target, first + c, e, d, w)
+            elif which == SHRINK and d > 0:
+                _runs(a, first + c, e, rest, first // e * d, d, d, w)
 
 
 @njit(parallel=True)
