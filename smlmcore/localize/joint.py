@@ -26,11 +26,12 @@ from ..psf import axis
 GROUP = 6  # emitters that are fitted together
 GAIN = 18.0  # twice the log likelihood that an emitter must bring
 LOOKS = 3.0  # standard deviations of the residual's peak from which on an emitter is tried there
-DOUBT = 0.5  # standard deviations of chi square from which on a group is looked at for more emitters
+DOUBT = 0.7  # standard deviations of chi square from which on a group is looked at for more emitters
 SWEEPS = 3  # over the groups of a frame
 ITERATIONS = 30
-TOLERANCE = 0.1  # standard errors that the last step may make
-STILL = 0.1  # standard errors: what moves by less leaves its neighbours alone
+HOPE = 1.5  # a fit gives up where thrice the gain that a step promises would not be enough
+TOLERANCE = 0.3  # standard errors that the last step may make
+STILL = 0.2  # standard errors: what moves by less leaves its neighbours alone
 LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e6
 BLOCK = 16  # frames that a thread takes at a time
 CERTAIN = 8.0  # photons over their standard error above which an emitter in a group is not in doubt
@@ -42,9 +43,15 @@ fast = numba.njit(cache=True, error_model="numpy", fastmath={"reassoc", "contrac
 
 
 @fast
-def _fill(a, value):
-    for i in range(a.size):
-        a[i] = value
+def _set(a, value, size):
+    for j in range(size):
+        axis.put(a, j, value)
+
+
+@fast
+def _clear(a, start, columns):
+    for j in range(start, start + columns):
+        axis.put(a, j, np.float32(0))
 
 
 @fast
@@ -93,20 +100,28 @@ def _image(address, constants, gaussian, theta, background, row, column, box, im
 @fast
 def _weigh(count, var, on, mu, weight, residual, start, columns):
     """Weights and residuals of a row of pixels; returns its log likelihood without factorials."""
-    total = 0.0
+    total, get, put = np.float32(0), axis.get, axis.put
     for j in range(start, start + columns):
-        m = mu[j] + var[j]
-        inverse = on[j] / m
-        weight[j] = inverse
-        residual[j] = count[j] * inverse - on[j]
-        total += np.float64(on[j] * (count[j] * _log_single(m) - m))
+        m, x, seen = get(mu, j) + get(var, j), get(count, j), get(on, j)
+        inverse = seen / m
+        put(weight, j, inverse)
+        put(residual, j, x * inverse - seen)
+        total += seen * (x * _log_single(m) - m)
     return total
 
 
 @fast
 def _lift(base, b, mu, start, columns):
     for j in range(start, start + columns):
-        mu[j] = base[j] + b
+        axis.put(mu, j, axis.get(base, j) + b)
+
+
+@fast
+def _add(value, mu, start, stride, box, wide):
+    for i in range(box):
+        for j in range(wide):
+            q = start + i * stride + j
+            axis.put(mu, q, axis.get(mu, q) + axis.get(value, i * wide + j))
 
 
 @fast
@@ -120,7 +135,7 @@ def _gather(image, start, stride, box, wide, out):
 def _total(a, start, end):
     total = a.dtype.type(0)
     for j in range(start, end):
-        total += a[j]
+        total += axis.get(a, j)
     return np.float64(total)
 
 
@@ -134,35 +149,32 @@ def _place(theta, box, top, left, rows, columns):
 
 
 @compiled
-def _evaluate(scene, theta, k, region, px, img, at, w):
+def _evaluate(scene, theta, k, region, span, px, img, at, w):
     """Model, weights, residuals of a group; returns the log likelihood."""
     address, constants, gaussian, background, box = scene
     top, left, rows, columns, stride = region
     wide = axis.whole(box)
     base, mu, half = px[3], px[4], box // 2
-    inner, b = axis.whole(columns - 2 * half), theta[0, background]
+    b = np.float32(theta[0, background])
     for r in range(half, rows - half):
-        _lift(base, b, mu, r * stride + half, inner)
+        _lift(base, b, mu, span[r, 0], span[r, 1])
     for e in range(k):
         y, x = _place(theta[e], box, top, left, rows, columns)
         at[e, 0], at[e, 1] = y, x
         _image(address, constants, gaussian, theta[e], background, y + top, x + left, box, img[e], w)
         value = img[e, 0]
-        for i in range(box):
-            start = (y + i) * stride + x
-            for j in range(wide):
-                mu[start + j] += value[i * wide + j]
+        _add(value, mu, y * stride + x, stride, box, wide)
     total = 0.0
     for r in range(half, rows - half):
-        total += _weigh(px[0], px[1], px[2], mu, px[5], px[6], r * stride + half, inner)
+        total += _weigh(px[0], px[1], px[2], mu, px[5], px[6], span[r, 0], span[r, 1])
     return total
 
 
 @compiled
 def _assemble(scene, k, held, region, px, img, at, near, information, gradient):
     """Information and gradient of the free parameters of a group, the background last; returns how many there are."""
-    background, box = scene[3], scene[4]
-    top, left, rows, columns, stride = region
+    box = scene[4]
+    _, _, rows, _, stride = region
     wide, p = axis.whole(box), img.shape[1] - 1
     free = 0
     for a in range(p):
@@ -207,7 +219,7 @@ def _assemble(scene, k, held, region, px, img, at, near, information, gradient):
                 if held[b]:
                     continue
                 other, shifted = img[f, 1 + b], near[p + 2]
-                _fill(shifted, np.float32(0))
+                _set(shifted, np.float32(0), box * wide)
                 for i in range(i0, i1):
                     for j in range(j0, j1):
                         shifted[i * wide + j] = other[(i + dy) * wide + j + dx]
@@ -224,8 +236,11 @@ def _assemble(scene, k, held, region, px, img, at, near, information, gradient):
 
 
 @compiled
-def _optimise(scene, limits, theta, k, held, region, px, img, at, near, w, numbers, matrices):
-    """Highest likelihood of a group from `theta`, which is overwritten: log likelihood, status, and the information."""
+def _optimise(scene, limits, theta, k, held, goal, region, span, px, img, at, near, w, numbers, matrices):
+    """Highest likelihood of a group from `theta`, which is overwritten: log likelihood, status, and the information.
+
+    Gives up when `goal` is out of reach.
+    """
     background = scene[3]
     lower, upper, step, factor = limits[0], limits[1], limits[2], limits[3]
     p = theta.shape[1]
@@ -240,7 +255,7 @@ def _optimise(scene, limits, theta, k, held, region, px, img, at, near, w, numbe
         for e in range(k):
             for a in range(p):
                 trial32[e, a] = trial[e, a]
-        value = _evaluate(scene, trial32, k, region, px, img, at, w)
+        value = _evaluate(scene, trial32, k, region, span, px, img, at, w)
         better = count == 0 or value >= best - 1e-6 * abs(best)
         if better:
             best = value
@@ -265,7 +280,7 @@ def _optimise(scene, limits, theta, k, held, region, px, img, at, near, w, numbe
         for a in range(size):
             decrement += move[a] * gradient[a] / scale[a]
         done = better and damping < LEAST_DAMPING and decrement < TOLERANCE**2
-        if damping >= MOST_DAMPING:
+        if damping >= MOST_DAMPING or (count > 0 and best + HOPE * decrement < goal):
             break
         u = 0
         for e in range(k):
@@ -315,44 +330,48 @@ def _errors(k, held, size, information, matrix, factored, move, errors):
     return sound
 
 
+@fast
+def _pass(given, squares, start, step, c, out, out2, columns):
+    """Add `c` times a row of one image and c^2 times one of another, `step` numbers on, to rows that begin at start."""
+    get, put, c2 = axis.get, axis.put, c * c
+    for j in range(start, start + columns):
+        put(out, j, get(out, j) + c * get(given, j + step))
+        put(out2, j, get(out2, j) + c2 * get(squares, j + step))
+
+
 @compiled
-def _residual_peak(region, px, taps, line):
-    """Matched filter over the residual of a group: its largest value in units of noise, where it is, its photons."""
+def _residual_peak(region, box, px, taps, line):
+    """Matched filter over the residual of a group: its largest value in units of noise, where it is, its photons.
+
+    (count - (mu + v)) / (mu + v) is px[6], and px[5] is 1 / (mu + v); zero where nothing is seen.
+    """
     top, left, rows, columns, stride = region
-    reach = len(taps) - 1
-    best, y, x, light = np.float32(0), 0, 0, np.float32(0)
-    first, second = line[0], line[1]
-    # residual * weight = (count - (mu + v)) / (mu + v) is px[6]; columns first, then rows, the squares beside them
-    for r in range(rows):
-        for j in range(columns):
-            s = t = np.float32(0)
-            for q in range(max(0, r - reach), min(rows, r + reach + 1)):
-                c = taps[abs(q - r)]
-                s += c * px[6, q * stride + j]
-                t += c * c * px[5, q * stride + j]
-            first[r * stride + j], second[r * stride + j] = s, t
-    for r in range(rows):
-        for j in range(columns):
-            if px[2, r * stride + j] == 0:
-                continue
-            s = t = np.float32(0)
-            for q in range(max(0, j - reach), min(columns, j + reach + 1)):
-                c = taps[abs(q - j)]
-                s += c * first[r * stride + q]
-                t += c * c * second[r * stride + q]
-            value = s / np.sqrt(t)
-            if value > best:
-                best, y, x, light = value, r + top, j + left, s / t
-    return best, y, x, light
+    reach, half = len(taps) - 1, box // 2
+    inner, best, place, light = axis.whole(columns - 2 * half), np.float32(0), 0, np.float32(0)
+    for r in range(half, rows - half):
+        start = r * stride + half
+        for part in range(4):
+            _clear(line[part], start, inner)
+        for q in range(-reach, reach + 1):
+            if half <= r + q < rows - half:
+                _pass(px[6], px[5], start, q * stride, taps[abs(q)], line[0], line[1], inner)
+    for r in range(half, rows - half):
+        start = r * stride + half
+        for q in range(-reach, reach + 1):
+            _pass(line[0], line[1], start, q, taps[abs(q)], line[2], line[3], inner)
+        for j in range(start, start + inner):
+            s, t = line[2, j], line[3, j]
+            if s > 0 and s * s > best * best * t and px[2, j] > 0:
+                best, place, light = s / math.sqrt(t), j, s / t
+    return best, place // stride + top, place % stride + left, light
 
 
 @compiled
 def _doubt(scene, k, region, px, at):
     """Chi square of a group in standard deviations above its expectation; and the emitter in whose box it is worst."""
     box = scene[4]
-    stride, wide = region[4], axis.whole(box)
+    stride = region[4]
     worst, which = -np.inf, 0
-    total, pixels = 0.0, 0.0
     for e in range(k):
         squares, n = 0.0, 0.0
         for i in range(box):
@@ -386,7 +405,7 @@ def _direction(scene, e, sigma, theta, region, px, at):
 
 @compiled
 def _solve_group(
-    scene, limits, frame, read, every, member, keep, n, sigma, width, taps, k, theta, spare, errors, free_width, known, px, img, at, near, line, w, numbers, matrices, grow, measure,
+    scene, limits, frame, read, every, member, keep, n, sigma, width, taps, k, theta, spare, errors, free_width, known, span, px, img, at, near, line, w, numbers, matrices, grow, measure,
 ):  # fmt: skip
     """Fit a group of k emitters `theta`, with more or fewer of them if `grow`, before the others of the frame.
 
@@ -409,20 +428,26 @@ def _solve_group(
         )
     rows, columns = bottom - top + 1, right - left + 1
     stride = axis.whole(columns) + 2 * axis.LANES
-    if rows * stride > px.shape[1]:
+    if rows > len(span) or rows * stride > px.shape[1]:
         return k, SINGULAR, False
     region = (top, left, rows, columns, stride)
-    for q in range(rows * stride):
-        px[0, q], px[1, q], px[2, q], px[3, q] = 1, 1, 0, 0
-        px[4, q] = px[5, q] = px[6, q] = 0
+    for part in range(7):
+        _set(px[part], np.float32(part < 2), rows * stride)
+    for r in range(rows):
+        span[r, 0], span[r, 1] = columns, 0
     for e in range(k):
         y, x = int(round(theta[e, 1])), int(round(theta[e, 0]))
         for r in range(max(0, y - half), min(h, y + half + 1)):
+            span[r - top, 0] = min(span[r - top, 0], x - half - left)
+            span[r - top, 1] = max(span[r - top, 1], x + half + 1 - left)
             for c in range(max(0, x - half), min(wd, x + half + 1)):
                 d = frame[r, c]
                 if math.isfinite(d):
                     q = (r - top) * stride + c - left
                     px[0, q], px[1, q], px[2, q] = max(d + read[r, c], np.float32(0)), read[r, c], 1
+    for r in range(rows):  # from a first pixel on, whole vectors
+        first = span[r, 0]
+        span[r, 0], span[r, 1] = r * stride + first, axis.whole(max(span[r, 1] - first, 0))
     shone = False
     for o in range(n):  # the light of those beyond the group
         if member[o] or not keep[o]:
@@ -438,7 +463,7 @@ def _solve_group(
             for c in range(max(x, left), min(x + box, right + 1)):
                 px[3, (r - top) * stride + c - left] += max(img[0, 0, (r - y) * wide + c - x], np.float32(0))
     step, growing, better, sound = FIT, grow, False, False
-    best, status, worst, value, angle = -np.inf, SINGULAR, 0, np.float32(0), 0.0
+    best, winner, status, worst, value, angle = -np.inf, -np.inf, SINGULAR, 0, np.float32(0), 0.0
     y, x, light, least = 0, 0, np.float32(0), 0
     trial = spare[0]
     while True:
@@ -469,7 +494,8 @@ def _solve_group(
         elif step == FEWER:
             m = k - 1
         held = known if m > 1 else free_width
-        high, state, size = _optimise(scene, limits, trial, m, held, region, px, img, at, near, w, numbers, matrices)
+        goal = -np.inf if step == FIT or step == LAST else best - 0.5 * GAIN if step == FEWER else winner
+        high, state, size = _optimise(scene, limits, trial, m, held, goal, region, span, px, img, at, near, w, numbers, matrices)
         if step == FIT or step == LAST or (step == FEWER and high >= best - 0.5 * GAIN):
             best, status, k = high, state, m
             for e in range(k):
@@ -481,7 +507,7 @@ def _solve_group(
                 excess, worst = _doubt(scene, k, region, px, at)
                 growing = excess > DOUBT
             if growing and k <= GROUP:
-                value, y, x, light = _residual_peak(region, px, taps, line)
+                value, y, x, light = _residual_peak(region, box, px, taps, line)
                 angle, better = _direction(scene, worst, sigma, theta, region, px, at), False
                 winner = best + 0.5 * GAIN
                 step = ADD if value > LOOKS else SPLIT
@@ -554,8 +580,9 @@ def solve(
     wide, most = axis.whole(box), GROUP + 2
     side = 2 * box + int(near_by) * GROUP + 8
     px = np.zeros((7, side * (axis.whole(side) + 2 * axis.LANES)), np.float32)
-    line = np.zeros((2, px.shape[1]), np.float32)
+    line = np.zeros((4, px.shape[1]), np.float32)
     img, near = np.zeros((most, p + 1, box * wide), np.float32), np.zeros((p + 4, box * wide), np.float32)
+    span = np.zeros((side, 2), np.int64)
     at, w = np.zeros((most, 2), np.int64), np.zeros(scratch, np.float32)
     numbers, matrices = np.zeros((4, most * p)), np.zeros((3, most * p, most * p))
     group, spare, error = np.zeros((most, p)), np.zeros((2, most, p)), np.zeros((most, p))
@@ -563,6 +590,7 @@ def solve(
     for f in range(begin, end):
         n, cap, first = starts[f + 1] - starts[f], room[f + 1] - room[f], room[f]
         every, keep, dirty = found[first : first + cap], np.zeros(cap, np.bool_), np.zeros(cap, np.bool_)
+        young = np.ones(cap, np.bool_)
         member, done = np.zeros(cap, np.bool_), np.zeros(cap, np.bool_)
         for i in range(n):
             origin[first + i], keep[i], dirty[i] = starts[f] + i, True, work[starts[f] + i]
@@ -579,7 +607,7 @@ def solve(
                 for i in range(n):
                     member[i] = False
                 k, slot[0], member[seed], done[seed] = 1, seed, True, True
-                any_dirty = dirty[seed]
+                any_dirty, fresh = dirty[seed], young[seed]
                 while k < GROUP:  # the nearest to any of the group
                     best, nearest = near_by, -1
                     for i in range(before):
@@ -592,6 +620,7 @@ def solve(
                         break
                     slot[k], member[nearest], done[nearest] = nearest, True, True
                     any_dirty |= dirty[nearest]
+                    fresh |= young[nearest]
                     k += 1
                 if not any_dirty:
                     continue
@@ -606,7 +635,7 @@ def solve(
                     group[e, background] = group[0, background]
                 new, ended, shone = _solve_group(
                     scene, limits, frames[f], read, every, member, keep, n, sigma, width, taps, k, group, spare,
-                    error, free_width, known, px, img, at, near, line, w, numbers, matrices, sweep < 2, sums,
+                    error, free_width, known, span, px, img, at, near, line, w, numbers, matrices, fresh, sums,
                 )  # fmt: skip
                 moved = new != k
                 for e in range(max(k, new)):
@@ -627,6 +656,7 @@ def solve(
                     for a in range(3):
                         measure[first + i, a] = sums[e, a]
                     status[first + i], crowded[first + i], dirty[i] = ended, new > 1 or shone, new > k
+                    young[i] = new > k
                 if moved:
                     for i in range(n):
                         if member[i] or not keep[i]:
