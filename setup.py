@@ -20,7 +20,7 @@ setup(
     packages=[*find_packages(include=["smlmcore", "smlmcore.*"]), "smlmcore.kernels"],
     package_dir={"smlmcore.kernels": "kernels"},
     package_data={
-        "smlmcore": ["*.h"],
+        "smlmcore": ["*.h", "napari.yaml"],
         "smlmcore.fit": ["*.template"],
         "smlmcore.kernels": ["*.cu", "*.cuh"],
     },
@@ -52,6 +52,7 @@ setup(
             "pandas",
         ],
         "dask": ["dask", "distributed"],
+        "napari": ["napari"],
         "bench": [
             "pytest-benchmark",
             "picassosr",
@@ -63,7 +64,10 @@ setup(
             "psfmodels",
         ],
     },
-    entry_points={"console_scripts": ["smlmcore = smlmcore.cli:main"]},
+    entry_points={
+        "console_scripts": ["smlmcore = smlmcore.cli:main"],
+        "napari.manifest": ["smlmcore = smlmcore:napari.yaml"],
+    },
     classifiers=[
         "License :: OSI Approved :: MIT License",
         "Programming Language :: Python :: 3",

@@ -148,8 +148,8 @@ def _together(frames, read, emitters, work, psf, sigma, box) -> Emitters:
     origin, crowded = origin[row], crowded[row]
     new = Emitters(
         frame, found[row].astype(np.float32), errors[row].astype(np.float32), status[row],
-        *measure[row, :2].T.astype(np.float32), np.where(origin >= 0, emitters.snr[origin], np.float32(joint.GAIN**0.5)),
-        crowded,
+        *measure[row, :2].T.astype(np.float32),
+        np.where(origin >= 0, emitters.snr[origin], np.float32(joint.GAIN**0.5)), crowded,
     )  # fmt: skip
     # one that is alone after all stays as it was fitted
     work[origin[~crowded & (origin >= 0)]] = False

@@ -143,8 +143,8 @@ def _total(a, start, end):
 def _place(theta, box, top, left, rows, columns):
     """Corner of an emitter's box, in the region."""
     half = box // 2
-    y = min(max(int(round(theta[1])) - half - top, 0), rows - box)
-    x = min(max(int(round(theta[0])) - half - left, 0), columns - box)
+    y = min(max(round(theta[1]) - half - top, 0), rows - box)
+    x = min(max(round(theta[0]) - half - left, 0), columns - box)
     return y, x
 
 
@@ -405,7 +405,8 @@ def _direction(scene, e, sigma, theta, region, px, at):
 
 @compiled
 def _solve_group(
-    scene, limits, frame, read, every, member, keep, n, sigma, width, taps, k, theta, spare, errors, free_width, known, span, px, img, at, near, line, w, numbers, matrices, grow, measure,
+    scene, limits, frame, read, every, member, keep, n, sigma, width, taps, k, theta, spare, errors, free_width, known,
+    span, px, img, at, near, line, w, numbers, matrices, grow, measure,
 ):  # fmt: skip
     """Fit a group of k emitters `theta`, with more or fewer of them if `grow`, before the others of the frame.
 
@@ -419,7 +420,7 @@ def _solve_group(
     top = left = 1 << 30
     bottom = right = -(1 << 30)
     for e in range(k):
-        y, x = int(round(theta[e, 1])), int(round(theta[e, 0]))
+        y, x = round(theta[e, 1]), round(theta[e, 0])
         top, bottom, left, right = (
             min(top, y - 2 * half),
             max(bottom, y + 2 * half),
@@ -427,7 +428,7 @@ def _solve_group(
             max(right, x + 2 * half),
         )
     rows, columns = bottom - top + 1, right - left + 1
-    stride = axis.whole(columns) + 2 * axis.LANES
+    stride = axis.whole(columns) + axis.LANES
     if rows > len(span) or rows * stride > px.shape[1]:
         return k, SINGULAR, False
     region = (top, left, rows, columns, stride)
@@ -436,7 +437,7 @@ def _solve_group(
     for r in range(rows):
         span[r, 0], span[r, 1] = columns, 0
     for e in range(k):
-        y, x = int(round(theta[e, 1])), int(round(theta[e, 0]))
+        y, x = round(theta[e, 1]), round(theta[e, 0])
         for r in range(max(0, y - half), min(h, y + half + 1)):
             span[r - top, 0] = min(span[r - top, 0], x - half - left)
             span[r - top, 1] = max(span[r - top, 1], x + half + 1 - left)
@@ -452,7 +453,7 @@ def _solve_group(
     for o in range(n):  # the light of those beyond the group
         if member[o] or not keep[o]:
             continue
-        y, x = int(round(every[o, 1])) - half, int(round(every[o, 0])) - half
+        y, x = round(every[o, 1]) - half, round(every[o, 0]) - half
         if y > bottom - half or y + box <= top + half or x > right - half or x + box <= left + half:
             continue
         for a in range(p):
@@ -474,7 +475,7 @@ def _solve_group(
             for a in range(p):
                 trial[c, a] = theta[e, a]
             c += 1
-        if step == ADD or step == SPLIT:
+        if step in (ADD, SPLIT):
             m = k + 1
             for a in range(p):
                 trial[k, a] = trial[worst, a]
@@ -494,9 +495,11 @@ def _solve_group(
         elif step == FEWER:
             m = k - 1
         held = known if m > 1 else free_width
-        goal = -np.inf if step == FIT or step == LAST else best - 0.5 * GAIN if step == FEWER else winner
-        high, state, size = _optimise(scene, limits, trial, m, held, goal, region, span, px, img, at, near, w, numbers, matrices)
-        if step == FIT or step == LAST or (step == FEWER and high >= best - 0.5 * GAIN):
+        goal = -np.inf if step in (FIT, LAST) else best - 0.5 * GAIN if step == FEWER else winner
+        high, state, size = _optimise(
+            scene, limits, trial, m, held, goal, region, span, px, img, at, near, w, numbers, matrices
+        )
+        if step in (FIT, LAST) or (step == FEWER and high >= best - 0.5 * GAIN):
             best, status, k = high, state, m
             for e in range(k):
                 for a in range(p):
@@ -547,33 +550,37 @@ def _solve_group(
     return k, status, shone
 
 
-@compiled
+@fast
 def _judge(scene, e, region, px, at):
     """Log likelihood, chi square and number of pixels of an emitter's box."""
     box, stride = scene[4], region[4]
     likelihood = squares = pixels = np.float32(0)
+    count, var, on, mu, residual = px[0], px[1], px[2], px[4], px[6]
     for i in range(box):
         start = (at[e, 0] + i) * stride + at[e, 1]
         for j in range(start, start + box):
-            if px[2, j]:
-                m = px[4, j] + px[1, j]
-                likelihood += _term_single(px[0, j], m)
-                squares += px[6, j] * px[6, j] * m
-                pixels += np.float32(1)
+            m, seen = axis.get(mu, j) + axis.get(var, j), axis.get(on, j)
+            # where nothing is seen, count and variance are 1, and the model is no less than nothing
+            likelihood += seen * _term_single(axis.get(count, j), max(m, np.float32(1e-6)))
+            squares += axis.get(residual, j) ** 2 * m
+            pixels += seen
     return likelihood, squares, pixels
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def solve(
-    begin, end, address, constants, gaussian, background, box, limits, frames, read, starts, theta, work, sigma, width, near_by,
-    taps, free_width, known, room, scratch, origin, found, errors, measure, status, crowded, count,
+    begin, end, address, constants, gaussian, background, box, limits, frames, read, starts, theta, work, sigma, width,
+    near_by, taps, free_width, known, room, scratch, origin, found, errors, measure, status, crowded, count,
 ):  # fmt: skip
-    """Fit all emitters marked `work` in the frames from `begin` to `end`; those of frame f are rows starts[f] to starts[f + 1] of `theta` (n, p).
+    """Fit all emitters marked `work` in the frames from `begin` to `end`; row starts[f] of `theta` is the first of f.
 
-    `near_by`: distance in x or y within which two belong together.  `sigma`, `taps`: usual width and the filter, and
-    `width` its column, -1 if it has none; `free_width`, `known` (p,): 0 a parameter to fit, 1 one that is held, 2 the
-    background, for an emitter alone and for several.  Results of frame f are the first `count[f]` rows from room[f] on:
-    `origin` the row of `theta` they come from or -1, `found`, `errors` (m, p), `measure` (m, 3), `status`, `crowded`.
+    `address`, `constants`, `gaussian`: of the PSF, and whether it is a plain Gaussian; `background`, `width`: columns,
+    the latter -1 where there is none; `limits` (4, p): lowest, highest, and how far a step may go.  `sigma`, `taps`:
+    usual width and the filter.  `near_by`: distance in x or y within which two belong together.  `free_width`, `known`
+    (p,): for one alone and for several, 0 for a parameter to fit, 1 for one that is held, 2 for the background.
+
+    Results of frame f are `count[f]` rows from room[f] on: `origin` the row of `theta` that they come from, or -1;
+    `found`, `errors` (m, p); `measure` (m, 3), log likelihood, chi square, pixels; `status`; `crowded`.
     """
     scene = (address, constants, gaussian, background, box)
     p = theta.shape[1]
