@@ -20,7 +20,8 @@ setup(
     packages=[*find_packages(include=["smlmcore", "smlmcore.*"]), "smlmcore.kernels"],
     package_dir={"smlmcore.kernels": "kernels"},
     package_data={
-        "smlmcore": ["*.h"],
+        "smlmcore": ["*.h", "napari.yaml"],
+        "smlmcore.localize": ["*.npz"],
         "smlmcore.fit": ["*.template"],
         "smlmcore.kernels": ["*.cu", "*.cuh"],
     },
@@ -50,8 +51,12 @@ setup(
             "zarr>=3",
             "imagecodecs",
             "pandas",
+            "tensorboardX",
+            "tensorboard",
         ],
+        "board": ["tensorboardX"],
         "dask": ["dask", "distributed"],
+        "napari": ["napari"],
         "bench": [
             "pytest-benchmark",
             "bm3d",
@@ -64,7 +69,10 @@ setup(
             "psfmodels",
         ],
     },
-    entry_points={"console_scripts": ["smlmcore = smlmcore.cli:main"]},
+    entry_points={
+        "console_scripts": ["smlmcore = smlmcore.cli:main"],
+        "napari.manifest": ["smlmcore = smlmcore:napari.yaml"],
+    },
     classifiers=[
         "License :: OSI Approved :: MIT License",
         "Programming Language :: Python :: 3",

@@ -129,7 +129,7 @@ for pair, row in zip(axes.reshape(len(shown), 2, 6), shown.values(), strict=True
         if its_kernel is not None:
             across = its_kernel[:, its_kernel.shape[1] // 2] if its_kernel.ndim == 3 else its_kernel
             ax[1].imshow(np.log(across / across.max() + 1e-4), cmap="magma", aspect=2 if its_kernel.ndim == 3 else 1)
-figure.savefig(options.out / "deconvolution.png", dpi=80)
+figure.savefig(options.out / "report.png", dpi=80)
 
 for name, numbers in report.items():
     print(f"{name:<58}" + "  ".join(f"{key} {value:.4g}" for key, value in numbers.items()))

@@ -101,7 +101,7 @@ for ax, (name, images) in zip(figure.subplots(2, (len(shown) + 1) // 2).flat, sh
     ax.set_title(f"{name}\n{report[name]['dB of the first']:.1f} dB" if name in report else name, fontsize=9)
 for ax in figure.axes:
     ax.axis("off")
-figure.savefig(options.out / "denoising.png", dpi=100)
+figure.savefig(options.out / "report.png", dpi=100)
 
 for name, numbers in report.items():
     print(f"{name:<44}" + "  ".join(f"{key} {value:.4g}" for key, value in numbers.items()))

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .. import __version__
-from . import calibrate, config, fit, info, localize, simulate, view
+from . import calibrate, config, deconvolve, denoise, fit, info, localize, predict, simulate, train, view
 
-COMMANDS = simulate, info, fit, calibrate, localize, view, config
+COMMANDS = simulate, info, fit, calibrate, localize, train, predict, denoise, deconvolve, view, config
 
 
 class _Parser(argparse.ArgumentParser):

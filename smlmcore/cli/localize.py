@@ -21,7 +21,14 @@ def add(commands: Any) -> None:
     p.add_argument("movies", type=Path, nargs="*", metavar="MOVIE", help="TIFF or Picasso .raw")
     p.add_argument("-o", "--out", type=Path, metavar="DIR", help="folder for the results (default: MOVIE.localize)")
     p.add_argument("--settings", type=Path, metavar="FILE", help="settings.yaml of an earlier run, to repeat it")
-    p.add_argument("--method", choices=("fit",), help="how to localize (default: fit, maximum likelihood)")
+    p.add_argument(
+        "--method",
+        choices=("auto", "network", "fit"),
+        help="auto: a fit where one molecule explains a "
+        "spot, a network for the rest (default); network; fit: maximum likelihood from the filter's peaks",
+    )
+    p.add_argument("--model", type=Path, metavar="FILE", help="network.npz of an earlier run (default: the package's)")
+    p.add_argument("--learn", action="store_const", const=True, help="teach the network this movie's conditions first")
     number(p, "--sigma", float, "width of the PSF, pixels (default: found out from the movie)")
     number(p, "--box", int, "odd side of the images that are fitted, pixels (default: by sigma)")
     number(p, "--threshold", float, "least height of a spot, standard deviations of the noise")
@@ -46,7 +53,6 @@ def run(movies: list[Path], out: Path | None, settings: Path | None, quiet: bool
     from ..localize.run import read_settings, run
 
     camera = {k: v for k in ("offset", "gain", "read_noise", "pixel_size") if (v := options.pop(k)) is not None}
-    options.pop("method")
     given = {k: v for k, v in options.items() if v is not None}
     if settings is not None:
         stored = read_settings(settings)

@@ -28,9 +28,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from ..psf.axis import FAST
+from .numbers import cholesky, dot, locked, log, log_factorial, multiply, solve
 from .result import Status
 
-FAST = {"reassoc", "contract", "arcp", "nsz"}  # as fast as all of them, and NaN stays NaN
 BLOCK = 32  # spots that share scratch memory
 LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e8
 CONVERGED, MAX_ITERATIONS, AT_BOUND, SINGULAR, INVALID = map(int, Status)
@@ -50,14 +51,14 @@ def fit(
         return
     _fit(
         callback(psf.numba_partials, real),
-        _locked(psf.constants, real),
+        locked(psf.constants, real),
         max(1, psf.scratch_size(shape)),
-        _locked(spots.reshape(len(spots), -1), real),
+        locked(spots.reshape(len(spots), -1), real),
         _stack(variance, spots, 0),
         _stack(weights, spots, 1),
-        _locked(initial, np.float64),
-        *(_locked(column, np.float64) for column in limits[:4]),
-        _locked(limits.fixed, np.bool_),
+        locked(initial, np.float64),
+        *(locked(column, np.float64) for column in limits[:4]),
+        locked(limits.fixed, np.bool_),
         max_iterations,
         tolerance,
         least_squares,
@@ -70,15 +71,8 @@ def _stack(maps: Any, spots: np.ndarray, default: float) -> np.ndarray:
     """None, one map or one for each image as (1 or n, h * w)."""
     size = spots[0].size
     if maps is None:
-        return _locked(np.full((1, size), default), spots.dtype)
-    return _locked(maps.reshape(-1, size), spots.dtype)
-
-
-def _locked(a: Any, dtype: Any) -> np.ndarray:
-    """A contiguous read-only view: numba compiles once, whether or not the user's array can be written."""
-    view = np.ascontiguousarray(a, dtype).view()
-    view.flags.writeable = False
-    return view
+        return locked(np.full((1, size), default), spots.dtype)
+    return locked(maps.reshape(-1, size), spots.dtype)
 
 
 # ---------------------------------------------------------------- a PSF's function by its address
@@ -130,7 +124,7 @@ def digest(function: Any) -> str:
 
 
 @intrinsic
-def _call(typing, address, theta, constants, value, partials, scratch, h, w):
+def call_psf(typing, address, theta, constants, value, partials, scratch, h, w):
     """Call the C function at `address` with the arrays' pointers and the sizes p, k, h, w, m."""
 
     def codegen(context, builder, signature, arguments):
@@ -143,63 +137,6 @@ def _call(typing, address, theta, constants, value, partials, scratch, h, w):
         return context.get_dummy_value()
 
     return types.void(address, theta, constants, value, partials, scratch, types.intp, types.intp), codegen
-
-
-# ---------------------------------------------------------------- numbers
-
-
-@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
-def _log(x):
-    """log of a positive normal float64, in a form that LLVM turns into vectors; good to 2e-16 + 1e-15 |log x|."""
-    bits = np.float64(x).view(np.int64)
-    exponent = (bits - np.int64(0x3FE6A09E667F3BCD)) >> np.int64(52)
-    m = np.int64(bits - (exponent << np.int64(52))).view(np.float64)  # sqrt(1/2) ... sqrt(2)
-    s = (m - 1.0) / (m + 1.0)
-    q = s * s
-    t = 1 / 19 + q * (1 / 21 + q / 23)
-    t = 1 / 11 + q * (1 / 13 + q * (1 / 15 + q * (1 / 17 + q * t)))
-    t = 1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * t)))
-    return np.float64(exponent) * math.log(2) + 2.0 * s * (1.0 + q * t)
-
-
-@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
-def _log_factorial(x):
-    """log Gamma(x + 1) for x >= 0: Stirling's series at z = x + 8, and the product that leads there."""
-    z = x + 8.0
-    product = (x + 1.0) * (x + 2.0) * (x + 3.0) * (x + 4.0) * (x + 5.0) * (x + 6.0) * (x + 7.0)
-    y = 1.0 / (z * z)
-    series = (1 / 12 - y * (1 / 360 - y * (1 / 1260 - y * (1 / 1680 - y / 1188)))) / z
-    return (z - 0.5) * _log(z) - z + 0.5 * math.log(2 * math.pi) + series - _log(product)
-
-
-@numba.njit(cache=True, error_model="numpy")
-def _cholesky(matrix, lower, size, damping, least):
-    """Factor `matrix` + damping (unit diagonal) into `lower`; False if a pivot falls to `least`."""
-    for a in range(size):
-        for b in range(a + 1):
-            s = matrix[a, b] + (damping if a == b else 0.0)
-            for c in range(b):
-                s -= lower[a, c] * lower[b, c]
-            if a == b:
-                if not s > least:
-                    return False
-                lower[a, a] = math.sqrt(s)
-            else:
-                lower[a, b] = s / lower[b, b]
-    return True
-
-
-@numba.njit(cache=True, error_model="numpy")
-def _solve(lower, size, x):
-    """Replace x by the solution of (L L^T) y = x."""
-    for a in range(size):
-        for b in range(a):
-            x[a] -= lower[a, b] * x[b]
-        x[a] /= lower[a, a]
-    for a in range(size - 1, -1, -1):
-        for b in range(a + 1, size):
-            x[a] -= lower[b, a] * x[b]
-        x[a] /= lower[a, a]
 
 
 # ---------------------------------------------------------------- sums over pixels; flat, so that LLVM vectorises them
@@ -215,7 +152,7 @@ def _poisson(value, count, variance, on, weight, residual):
         weight[i] = inverse
         residual[i] = count[i] * inverse - on[i]
         x, m = np.float64(count[i]), np.float64(m)
-        likelihood += on[i] * (x * _log(m) - m)
+        likelihood += on[i] * (x * log(m) - m)
         doubt += on[i] * abs(x - m)
     return likelihood, doubt
 
@@ -233,24 +170,10 @@ def _squares(value, data, given, weight, residual):
     return total, doubt
 
 
-@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
-def _dot(a, b):
-    total = a.dtype.type(0)
-    for i in range(a.size):
-        total += a[i] * b[i]
-    return np.float64(total)
-
-
 @numba.njit(cache=True, error_model="numpy")
 def _copy(source, target):  # a slice would take numba seconds to compile, for its check of the shapes
     for a in range(len(source)):
         target[a] = source[a]
-
-
-@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
-def _multiply(a, b, out):
-    for i in range(a.size):
-        out[i] = a[i] * b[i]
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -259,11 +182,11 @@ def _information(partials, weight, residual, fixed, product, gradient, fisher):
     for a in range(len(partials)):
         if fixed[a]:
             continue
-        gradient[a] = _dot(partials[a], residual)
-        _multiply(partials[a], weight, product)
+        gradient[a] = dot(partials[a], residual)
+        multiply(partials[a], weight, product)
         for b in range(a + 1):
             if not fixed[b]:
-                fisher[a, b] = fisher[b, a] = _dot(partials[b], product)
+                fisher[a, b] = fisher[b, a] = dot(partials[b], product)
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -357,7 +280,7 @@ def _fit_one(
     converged = better = False
     while True:
         _copy(trial, given)
-        _call(address, given, constants, value, partials, scratch, h, w)
+        call_psf(address, given, constants, value, partials, scratch, h, w)
         if least_squares:
             new, doubt = _squares(value, seen, chosen, weight, residual)
         else:
@@ -372,15 +295,15 @@ def _fit_one(
             damping = max(10 * damping, LEAST_DAMPING)
         if least_squares and done == 0:
             # least squares counts in units of the noise that the model expects, the likelihood in nats
-            unit = max(_dot(weight, value) + _dot(weight, noise), 1e-30) / pixels_seen
+            unit = max(dot(weight, value) + dot(weight, noise), 1e-30) / pixels_seen
 
         _hold(theta, gradient, lower, upper, fixed, held)
         size = _reduce(fisher, held, index, scale, matrix)
-        while not _cholesky(matrix, factored, size, damping + 1e-9, 0.0) and damping < MOST_DAMPING:
+        while not cholesky(matrix, factored, size, damping + 1e-9, 0.0) and damping < MOST_DAMPING:
             damping = max(100 * damping, 10 * LEAST_DAMPING)
         for c in range(size):
             move[c] = gradient[index[c]] / scale[c]
-        _solve(factored, size, move)
+        solve(factored, size, move)
         # the square of the step ahead in standard errors is how far the maximum is
         decrement = 0.0
         for c in range(size):
@@ -397,20 +320,20 @@ def _fit_one(
     # what the solution is worth
     _copy(theta, given)
     if not better:
-        _call(address, given, constants, value, partials, scratch, h, w)
+        call_psf(address, given, constants, value, partials, scratch, h, w)
     likelihood, squares = _judge(value, seen, count, noise, on, product)
     at_bound = _hold(theta, gradient, lower, upper, fixed, held)
     size = _reduce(fisher, held, index, scale, matrix)
-    sound = math.isfinite(likelihood) and _cholesky(matrix, factored, size, 0.0, max(1e-12, 8 * rounding))
+    sound = math.isfinite(likelihood) and cholesky(matrix, factored, size, 0.0, max(1e-12, 8 * rounding))
     if sound:
         if least_squares:
-            _multiply(weight, weight, residual)
-            _multiply(residual, product, weight)
+            multiply(weight, weight, residual)
+            multiply(residual, product, weight)
             _information(partials, weight, residual, fixed, product, gradient, spread)
         for c in range(size):
             for d in range(size):
                 move[d] = c == d
-            _solve(factored, size, move)
+            solve(factored, size, move)
             square = move[c] / scale[c] ** 2
             if least_squares:
                 square = 0.0
@@ -434,7 +357,7 @@ def _judge(value, data, count, variance, on, mean):
     for i in range(value.size):
         mean[i] = value[i] + variance[i]
         x, m = np.float64(count[i]), np.float64(mean[i])
-        likelihood += on[i] * (x * _log(m) - m - _log_factorial(x))
+        likelihood += on[i] * (x * log(m) - m - log_factorial(x))
         difference = data[i] - value[i]
         squares += on[i] * np.float64(difference * difference) / m
     return likelihood, squares

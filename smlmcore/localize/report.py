@@ -46,6 +46,12 @@ def html(report: Mapping[str, Any], found: Any, picture: bytes, samples: Sequenc
     bar = scale_bar(found.image.shape[1] * (camera.pixel_size or 1) / report["settings"]["zoom"])
     parts.append(f"<h2>Image</h2><p>Scale bar: {bar:g} µm</p>")
     parts.append(f'<img class="picture" alt="reconstruction" src="{_uri(picture)}">')
+    if near := report["model"].get("near_emitters"):
+        rest = report["model"]["elsewhere"]["chi2_per_pixel"]
+        parts.append(
+            f"<p>Frames against their reconstruction: χ² per pixel {near['chi2_per_pixel']:.3f} near the molecules, "
+            f"where {near['expected']:.3f} ± {near['error']:.3f} is expected, and {rest:.3f} elsewhere.</p>"
+        )
     charts = []
     if found.drift is not None:
         d, frames = found.drift, np.arange(len(found.drift.x))

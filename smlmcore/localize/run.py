@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,16 @@ from .. import __version__, data, fit
 from ..psf import Gaussian2D
 from ..psf.base import PSF
 from .background import BLOCK, background
+from .believe import believe
 from .crowd import Emitters, fit_peaks
 from .drift import Drift, correct, cross_correlation, drift, fiducials
 from .finder import false_positives as rate_of
 from .finder import find, threshold_for
 from .frc import decorrelation, frc
+from .learn import LESSONS, learn, prior_of
+from .learned import Located, fit_learned
 from .link import link, on_time
+from .network import Network, general
 from .render import render, save_image
 from .score import score
 from .source import Source, truth_of
@@ -39,13 +44,15 @@ from .source import Source, truth_of
 PIXELS = 1 << 23  # of a chunk
 FEWEST = 8  # frames of a chunk
 CHUNKS = "chunks"
+METHODS = ("auto", "network", "fit")
+NETWORK, USUAL = "network.npz", "usual.npy"
 WIDEST = 10.0  # pixels, of the PSF
 SIGMA = 1.3  # pixels, where the width of the PSF is to be found out
 SURE = 100  # isolated spots that are enough to tell it
 MARGIN = 5.0  # pixels: scores are given with and without what is so near to the border
 SETTINGS = {  # what settings.yaml holds, and of which kind
     "movies": list, "camera": dict, "sigma": Real, "box": int, "threshold": Real, "false_positives": Real, "gap": int,
-    "undrift": bool, "marks": list, "zoom": Real, "csv": bool,
+    "undrift": bool, "marks": list, "zoom": Real, "csv": bool, "method": str, "model": str, "learn": bool,
 }  # fmt: skip
 
 
@@ -64,6 +71,9 @@ class Plan:
     shape: tuple[int, int, int]
     size: int  # frames of a chunk
     folder: str
+    method: str = "fit"
+    model: tuple[str, int] | None = None  # a network's file and when it changed, if it is not the package's
+    learn: bool = False
 
     @property
     def chunks(self) -> list[tuple[int, int]]:
@@ -74,9 +84,14 @@ class Plan:
         return Path(self.folder) / CHUNKS / f"{number:06d}.npy"
 
     @property
+    def network(self) -> Path:
+        """Where the network lies that is learned for this movie."""
+        return self.file(0).with_name(NETWORK)
+
+    @property
     def fingerprint(self) -> str:
         """Changes with whatever may change a chunk."""
-        text = {**asdict(self), "folder": "", "psf": describe(self.psf), "version": __version__, "format": 1}
+        text = {**asdict(self), "folder": "", "psf": describe(self.psf), "version": __version__, "format": 2}
         return hashlib.sha256(json.dumps(text, default=str, sort_keys=True).encode()).hexdigest()
 
 
@@ -94,6 +109,9 @@ def run(
     marks: Sequence[Sequence[float]] | None = None,
     zoom: float = 8.0,
     csv: bool = False,
+    method: str = "auto",
+    model: str | os.PathLike[str] | None = None,
+    learn: bool = False,
     workers: int | None = None,
     scheduler: str | None = None,
     quiet: bool = False,
@@ -106,7 +124,14 @@ def run(
     odd side of the images that are fitted, default 2 * ceil(3 sigma) + 1.  `false_positives`: in each frame, or
     `threshold` in units of the noise, see `find`.  `gap`: dark frames within an event.  `undrift`: correct the drift,
     by the beads at `marks` (x, y in pixels) if there are any.  `zoom`: pixels of the image per pixel of the camera.
-    `csv`: the table for ThunderSTORM as well.  `workers`: processes of this machine, or `scheduler`: the address of a
+    `csv`: the table for ThunderSTORM as well.
+
+    `method`: "fit": maximum likelihood from the filter's peaks; "network": all that a network sees, refined; "auto":
+    one fit where one emitter explains a spot, the network for the rest (`learned`).  A PSF that is no `Gaussian2D` is
+    always fitted.  `model`: file of a network, default the one of the package; `learn`: teach one for this movie first,
+    from what a quick pass over some frames suggests, and write it to `network.npz`.
+
+    `workers`: processes of this machine, or `scheduler`: the address of a
     Dask cluster that sees the files by the same names; else all threads of this process.
 
     A run that was interrupted goes on if it is started again in the same way.  Returns the report.
@@ -132,15 +157,22 @@ def run(
         ("threshold", threshold, threshold is None or 0 < threshold < np.inf, "standard deviations above 0"),
         ("zoom", zoom, 0 < zoom < np.inf, "a number above 0"),
         ("workers", workers, workers is None or workers >= 1, "1 or more"),
+        ("method", method, method in METHODS, ", ".join(METHODS)),
+        ("method", method, method != "network" or psf is None or isinstance(psf, Gaussian2D), "fit for this PSF"),
+        ("learn", learn, not learn or (method != "fit" and model is None), "another method than fit, and no model"),
     ):  # an error now rather than in a worker, or at the end
         if not good:
             raise ValueError(f"localize got {name}={value!r}; expected {expected}")
+    method = method if psf is None or isinstance(psf, Gaussian2D) else "fit"
+    if model is not None:
+        Network.load(model)  # an error now
     with Source(paths, camera or {}) as source:
         plan = Plan(
             tuple(str(Path(p).resolve()) for p in paths),
             tuple((os.stat(p).st_size, os.stat(p).st_mtime_ns) for p in paths),
             tuple((name, (camera or {}).get(name)) for name in sorted(camera or {})),
             psf, sigma, box, threshold, false_positives, source.shape, chunk_size(source.shape), str(folder.resolve()),
+            method, None if model is None else (str(Path(model).resolve()), os.stat(model).st_mtime_ns), learn,
         )  # fmt: skip
         if threshold is None:
             threshold_for(false_positives, source.shape[1:], sigma or SIGMA)  # raises for a rate that cannot be
@@ -154,7 +186,7 @@ def run(
                 bar.update(last - first)
         lap("localize")
         table = gather(plan)
-        width = float(np.load(plan.file(0).with_name("sigma.npy")))
+        width = float(np.load(plan.file(0).with_name(USUAL))[0])
         counts = {s.name: int((table["status"] == s).sum()) for s in fit.Status}
         table, dropped = keep(table, source.shape)
         lap("gather")
@@ -168,6 +200,8 @@ def run(
             "camera": source.camera.describe(),
             "camera_from": source.camera_from,
             "settings": {
+                "method": method,
+                "network": "none" if method == "fit" else "learned" if learn else str(model or "of the package"),
                 "psf": describe(psf or Gaussian2D()),
                 "sigma": round(width, 4),
                 "box": box or _box(width),
@@ -184,6 +218,13 @@ def run(
             "status": counts,
             "dropped": dropped,
         }
+        report["model"] = believe(source, table, psf or Gaussian2D(), width)
+        if not report["model"].get("believable", True):
+            report["warnings"].append(
+                "the model does not explain the frames: chi square per pixel near the molecules is "
+                f"{report['model']['near_emitters']['chi2_per_pixel']:.2f}; look at the residuals, or use another PSF"
+            )
+        lap("check")
         result = finish(source, table, report, undrift, marks, gap, zoom, lap)
         truth = truth_of(paths)
         if truth is not None:
@@ -196,8 +237,11 @@ def run(
             "movies": [str(p) for p in paths], "camera": dict(camera or {}), "sigma": sigma, "box": box,
             "threshold": threshold, "false_positives": false_positives, "gap": gap, "undrift": undrift,
             "marks": None if marks is None else [list(map(float, m)) for m in marks], "zoom": zoom, "csv": csv,
+            "method": method, "model": None if model is None else str(model), "learn": learn,
         }  # fmt: skip
         write(folder, source, result, report, given, psf or Gaussian2D(), csv, zoom, lap)
+        if learn:
+            os.replace(plan.network, folder / NETWORK)
     shutil.rmtree(folder / CHUNKS, ignore_errors=True)
     return report
 
@@ -251,7 +295,9 @@ def compute(
     plan: Plan, source: Source, todo: Sequence[int], workers: int | None, scheduler: str | None
 ) -> Iterator[int]:
     """Do the chunks `todo`, here or by Dask; yields the number of each that is done."""
-    _save(plan.file(0).with_name("sigma.npy"), np.float64(width_of(plan, source)))
+    _save(plan.file(0).with_name(USUAL), usual(plan, source))
+    if plan.learn and not plan.network.exists():
+        learn_from(plan, source).save(plan.network)
     if workers is None and scheduler is None:
         for number in todo:
             do(plan, number, source)
@@ -265,11 +311,12 @@ def compute(
 def do(plan: Plan, number: int, source: Source) -> None:
     """Localize one chunk and write its table."""
     first, last = plan.chunks[number]
-    width = float(np.load(plan.file(0).with_name("sigma.npy")))
+    width, *light = np.load(plan.file(0).with_name(USUAL)).tolist()
     frames, full = source.read(first, last)
     table = localize_frames(
         frames, source.camera.variance, plan.psf or Gaussian2D(), width, plan.box or _box(width),
-        plan.threshold, plan.false_positives, full,
+        plan.threshold, plan.false_positives, full, network_of(plan), plan.method == "network",
+        light,
     )  # fmt: skip
     table["frame"] += first
     _save(plan.file(number), table)
@@ -284,8 +331,13 @@ def localize_frames(
     threshold: float | None = None,
     false_positives: float = 0.01,
     saturated: np.ndarray | None = None,
+    network: Network | None = None,
+    everywhere: bool = False,
+    light: tuple[float, float] | None = None,
 ) -> np.ndarray:
     """All molecules in `frames` (n, h, w) of photoelectrons: a table, sorted by frame, y, x.
+
+    With a `network`, it is asked about what one emitter does not explain, or `everywhere`; `light`: see `refine`.
 
     >>> rng = np.random.default_rng(0)
     >>> one = {"x": [9.3], "y": [7.6], "photons": [3000.0], "background": [5.0], "sigma": [1.3]}
@@ -297,10 +349,40 @@ def localize_frames(
     psf = Gaussian2D() if psf is None else psf
     frames = np.ascontiguousarray(frames, np.float32)
     behind = background(frames, variance, sigma)
-    peaks = find(frames, behind, variance, sigma, threshold, false_positives)
+    peaks = None if everywhere else find(frames, behind, variance, sigma, threshold, false_positives)
     if saturated is not None:
         frames[saturated] = np.nan  # bright enough to be seen, but no measure of brightness
-    return _table(fit_peaks(frames, peaks, psf, variance, sigma, box or _box(sigma)), psf)
+    box = box or _box(sigma)
+    if network is not None:
+        return _table(fit_learned(network, frames, behind, peaks, psf, variance, sigma, box, light), psf)
+    return _table(fit_peaks(frames, peaks, psf, variance, sigma, box), psf)
+
+
+def network_of(plan: Plan) -> Network | None:
+    """The network that helps, if one does."""
+    if plan.method == "fit":
+        return None
+    if plan.learn:
+        return _loaded(str(plan.network), plan.network.stat().st_mtime_ns)
+    return general() if plan.model is None else _loaded(*plan.model)
+
+
+@lru_cache(2)
+def _loaded(path: str, _changed: int) -> Network:
+    return Network.load(path)
+
+
+def learn_from(plan: Plan, source: Source) -> Network:
+    """The package's network after lessons on what frames from all over the movie suggest."""
+    width = width_of(plan, source)
+    few = some_frames(source)
+    read = source.camera.variance
+    table = localize_frames(few, read, Gaussian2D(), width, threshold=plan.threshold, network=general())
+    table = table[(table["photons"] > 5 * table["photons_error"]) & (table["lpx"] > 0)]
+    density = len(table) / max(few.size, 1)
+    noise = float(np.sqrt(np.median(read)))
+    prior = prior_of(table, background(few, read, width), width, density, noise)
+    return learn(Network(prior, general().parameters), LESSONS, rate=1e-3)
 
 
 def width_of(plan: Plan, source: Source) -> float:
@@ -309,12 +391,9 @@ def width_of(plan: Plan, source: Source) -> float:
         return plan.sigma
     if plan.psf is not None and getattr(plan.psf, "sigma", None):
         return plan.psf.sigma
-    frames, width = source.shape[0], SIGMA
-    step = max(1, frames // 8)
-    few = [source.read(a, min(a + 6, frames))[0] for a in range(0, frames, step)][:8] if frames else []
-    if not few:
+    few, width = some_frames(source), SIGMA
+    if not len(few):
         return width
-    few = np.concatenate(few)
     for _ in range(3):
         table = localize_frames(few, source.camera.variance, Gaussian2D(), width, threshold=plan.threshold)
         good = (
@@ -329,6 +408,26 @@ def width_of(plan: Plan, source: Source) -> float:
         if abs(width - before) < 0.05 * width:
             break
     return width
+
+
+def usual(plan: Plan, source: Source) -> np.ndarray:
+    """Width of the PSF, and centre and scale of the photons of isolated molecules (for a network; else anything)."""
+    width = width_of(plan, source)
+    few = some_frames(source) if plan.method != "fit" else np.empty((0, 1, 1))
+    table = localize_frames(few, source.camera.variance, Gaussian2D(), width, threshold=plan.threshold)
+    sure = table["photons"][(table["crowded"] == 0) & (table["status"] == fit.Status.converged)]
+    if len(sure) < SURE / 10:
+        return np.array([width, 0.0, np.inf])
+    low, median, high = np.quantile(sure, (0.16, 0.5, 0.84))
+    return np.round([width, median, max(0.6 * (high - low), 0.1 * median)], 2)
+
+
+def some_frames(source: Source) -> np.ndarray:
+    """Up to eight times six frames from all over the movie."""
+    frames = source.shape[0]
+    step = max(1, frames // 8)
+    few = [source.read(a, min(a + 6, frames))[0] for a in range(0, frames, step)][:8]
+    return np.concatenate(few) if few else np.empty(source.shape, np.float32)
 
 
 def gather(plan: Plan) -> np.ndarray:
@@ -379,7 +478,7 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _table(found: Emitters | None, psf: PSF) -> np.ndarray:
+def _table(found: Emitters | Located | None, psf: PSF) -> np.ndarray:
     """Emitters as a table with the field's names."""
     names = {"z": "z", "sigma": "sigma_x"}
     errors = {"x": "lpx", "y": "lpy", "z": "lpz"}

@@ -20,6 +20,7 @@ All take `loss(prediction, data, variance)` with a read-noise variance for all o
 from .counts import Counts, Floor, noise_floor
 from .emccd import EMCCD
 from .limit import SelfLimiting
+from .mixture import Mixture
 from .pixel import L2, MSE, GaussianNLL, PoissonWeighted
 from .poisson_gaussian import PoissonGaussian, deviance, poisson_gaussian, slope
 
@@ -30,6 +31,7 @@ __all__ = [
     "Counts",
     "Floor",
     "GaussianNLL",
+    "Mixture",
     "PoissonGaussian",
     "PoissonWeighted",
     "SelfLimiting",

@@ -97,12 +97,8 @@ class Trainer:
         if wrong:
             raise ValueError(f"Trainer got {wrong[0]}")
         self.model, self.epochs, self.progress, self.callbacks = model, epochs, progress, tuple(callbacks)
-        self.average, self.validate_every, self.patience, self.save_every = (
-            average,
-            validate_every,
-            patience,
-            save_every,
-        )
+        self.average, self.save_every = average, save_every
+        self.validate_every, self.patience = validate_every, patience
         self.rng = np.random.default_rng(seed)
         if not model.parameters:
             model.init(self.rng)
@@ -267,7 +263,7 @@ def _norm(gradients: Mapping[str, Any]) -> float:
 def _check(value: float, what: str, where: str, rows: Any) -> None:
     """Raise an error that names the place and the images, unless the value is finite."""
     if not math.isfinite(value):
-        some = f"images {numbers(rows)}" if np.ndim(rows) else f"{rows} drawn images"
+        some = f"images {numbers(rows)}" if np.size(rows) and np.ndim(rows) else "images that the source drew"
         raise FloatingPointError(
             f"Trainer got a {what} of {value} in {where}, {some}; the model has the best parameters until then: "
             "look for absurd values in these images, or train with a smaller rate"
