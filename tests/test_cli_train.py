@@ -182,7 +182,7 @@ def test_mistakes_in_the_file(config, capsys, change, message):
 def test_without_a_gpu_one_line_says_so(config, capsys):
     status, out, err = run(capsys, "train", config, "--device", "gpu")
     assert (status, out) == (2, "")
-    assert "GPU" in err
+    assert "CuPy" in err
     assert one_line(err)
 
 
