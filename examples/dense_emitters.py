@@ -27,7 +27,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--quick", action="store_true", help="fewer frames and steps")
 parser.add_argument("--out", type=Path, default=Path("results/dense_emitters"))
 options = parser.parse_args()
-steps, frames = (300, 4) if options.quick else (6000, 40)
+steps, frames = (60, 2) if options.quick else (6000, 40)
 side, sigma, light = 128, 1.3, (2000.0, 600.0)
 
 

@@ -25,7 +25,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--quick", action="store_true", help="fewer images and steps")
 parser.add_argument("--out", type=Path, default=Path("results/several_emitters"))
 options = parser.parse_args()
-steps, count = (400, 500) if options.quick else (3000, 4000)
+steps, count = (60, 100) if options.quick else (3000, 4000)
 shape, places, sigma, background = (32, 32), 4, 1.3, 10.0
 rng = np.random.default_rng(0)
 

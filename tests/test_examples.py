@@ -1,4 +1,7 @@
-"""Every example runs with --quick in a process of its own and ends in a table, a report and a picture."""
+"""Every example runs with --quick in a process of its own and ends in a table, a report and a picture.
+
+Those that have much to compile run with `pytest -m slow tests/test_examples.py` only.
+"""
 
 import json
 import math
@@ -13,6 +16,11 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "examples"
 DATA = Path(os.environ.get("SMLMCORE_DATA", "../shared/data"))
 NEEDS = {"deconvolution": DATA / "deconvolution_bars"}  # what some read from SMLMCORE_DATA
+SLOW = ("dense_emitters", "several_emitters")
+NAMES = [
+    pytest.param(path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
+    for path in sorted(FOLDER.glob("*.py"))
+]
 
 # What a report must hold after a short training: path of keys -> lowest and highest value.
 LIMITS = {
@@ -25,7 +33,7 @@ LIMITS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
+@pytest.mark.parametrize("name", NAMES)
 def test_example(name, tmp_path):
     if name in NEEDS and not NEEDS[name].is_dir():
         pytest.skip(f"{NEEDS[name]} is not there: set SMLMCORE_DATA")
