@@ -48,6 +48,9 @@ def rows() -> Iterator[Row]:
         "ours, kernel refined, 3000": lambda: deconvolve(image, kernel, 3000, refine=200).object,
         "ours, Richardson-Lucy from a Gaussian of a wrong width, 1000": lambda: deconvolve(image, wrong, 1000).object,
         "ours, blind from that Gaussian, 1500": lambda: deconvolve(image, wrong, 1500, refine=200).object,
+        "ours, blind from that Gaussian, symmetric, 1000": lambda: (
+            deconvolve(image, wrong, 1000, refine=200, symmetric=True).object
+        ),
         "ours, Richardson-Lucy, 200": lambda: deconvolve(image, kernel, 200).object,
         "scikit-image Richardson-Lucy, 200": scikit_image(image, kernel, 200),
         "Wiener, best of 12 weights": lambda: max((wiener(image, kernel, 10.0**k) for k in range(-9, 3)), key=score),
