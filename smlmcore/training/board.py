@@ -124,7 +124,8 @@ class Board(Callback):
         with self._timed():
             step = record["step"]
             for name in ("train", "validation"):
-                self._scalar(f"loss/{name}", record[name], step)
+                if not np.isnan(record[name]):  # an epoch without a validation
+                    self._scalar(f"loss/{name}", record[name], step)
             self._scalar("training/learning_rate", record["rate"], step)
             self._scalar("training/images_per_second", record["images_per_second"], step)
         if self.seconds < self.share * record["seconds"]:
