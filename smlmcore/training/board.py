@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -191,12 +192,12 @@ class Board(Callback):
 
                 figure = Figure(figsize=(5, 0.6 + 0.2 * len(values)), layout="constrained")
                 plot.supplementary(figure.subplots(), name, values)
-                self._figure(f"figures/{name}", figure, step)
+                self._figure(f"figures/{_tag(name)}", figure, step)
             else:
                 from ..plot import limits
 
                 strip = _strip(values[None], "RdBu_r" if limits(values)[0] < 0 else "viridis", *limits(values))
-                self.writer.add_image(f"pictures/{name}", strip, step, dataformats="HWC")
+                self.writer.add_image(f"pictures/{_tag(name)}", strip, step, dataformats="HWC")
 
     def _figure(self, name: str, figure: Any, step: int) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -274,6 +275,11 @@ def _sample(trainer: Trainer, truth: Mapping[str, Any] | None) -> tuple[Any, Any
     which = None if which is None else backend.to_cpu(which)[:FEW]
     known = None if truth is None or which is None else {k: backend.to_cpu(v)[which] for k, v in truth.items()}
     return images, variance, which, known
+
+
+def _tag(name: str) -> str:
+    """`name` of letters that TensorBoard keeps."""
+    return re.sub(r"\W+", "_", name).strip("_")
 
 
 def _psf(model: FitModel) -> Any:
