@@ -283,8 +283,9 @@ def _tag(name: str) -> str:
 
 
 def _psf(model: FitModel) -> Any:
-    """The PSF that the model draws with, or None."""
-    return model.psf if hasattr(model.renderer, "model") else getattr(model.renderer, "psf", None)
+    """The PSF that the model draws with, in NumPy arrays, or None."""
+    psf = model.psf if hasattr(model.renderer, "model") else getattr(model.renderer, "psf", None)
+    return psf.detach() if hasattr(psf, "detach") else psf
 
 
 def _is_pupil(psf: Any) -> bool:
