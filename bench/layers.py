@@ -5,7 +5,8 @@ the machine's own matrix product, measured here.  `of floor` is that time over o
 take a quarter of the multiplications (Winograd).  PyTorch runs channels-last with as many threads.  Ours runs with
 `layers.keep_freed()`, as in `Trainer`; a row of its own says what that gains.
 
-Compiled variants: one each of some twenty functions for float32, whatever the network's shape.
+Compiled variants: one each of some thirty functions for float32, whatever the network's shape; the row on the first
+step counts them.
 """
 
 from __future__ import annotations
