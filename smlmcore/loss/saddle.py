@@ -74,7 +74,7 @@ def _body(real: type) -> Callable[..., bool]:
     log2, half_log_tau = real(math.log(2)), real(0.5 * math.log(2 * math.pi))
     # ε = x + a2 x² + a3 x³ + a4 x⁴, each a polynomial in w
     a2, a3, a4 = (tuple(map(real, c)) for c in ((0, -1 / 2), (0, -1 / 6, 1 / 2), (0, -1 / 24, 5 / 12, -5 / 8)))
-    atanh = tuple(real(1 / (2 * k + 3)) for k in range(4 if size == 4 else 10))  # (artanh(s)/s − 1) / s²
+    atanh = tuple(real(1 / (2 * k + 3)) for k in range(4 if size == 4 else 9))  # (artanh(s)/s − 1) / s²
     order = range(5 if size == 4 else 8)
     raised = tuple(real(1 / math.factorial(k + 2)) for k in order)  # (exp(ε) − 1 − ε) / ε²
     deviant = tuple(real((k + 1) / math.factorial(k + 2)) for k in order)  # (ε exp(ε) − exp(ε) + 1) / ε²
