@@ -122,9 +122,9 @@ def run(
     `camera`: settings that override those in the file, see `camera.Camera`, and `file`: a camera that was saved.
     `psf`: what a molecule looks like, default a Gaussian of its own width.  `sigma`: its usual width in pixels, default
     found out from the movie; `box`: odd side of the images that are fitted, default 2 * ceil(3 sigma) + 1.
-    `false_positives`: in each frame, or `threshold` in units of the noise, see `find`.  `gap`: dark frames within an event.  `undrift`: correct the drift,
-    by the beads at `marks` (x, y in pixels) if there are any.  `zoom`: pixels of the image per pixel of the camera.
-    `csv`: the table for ThunderSTORM as well.
+    `false_positives`: in each frame, or `threshold` in units of the noise, see `find`.  `gap`: dark frames within an
+    event.  `undrift`: correct the drift, by the beads at `marks` (x, y in pixels) if there are any.  `zoom`: pixels of
+    the image per pixel of the camera.  `csv`: the table for ThunderSTORM as well.
 
     `method`: "fit": maximum likelihood from the filter's peaks; "network": all that a network sees, refined; "auto":
     one fit where one emitter explains a spot, the network for the rest (`learned`).  A PSF that is no `Gaussian2D` is
