@@ -124,6 +124,8 @@ def run(
     found out from the movie; `box`: odd side of the images that are fitted, default 2 * ceil(3 sigma) + 1.
     `false_positives`: in each frame, or `threshold` in units of the noise, see `find`.  `gap`: dark frames within an
     event.  `undrift`: correct the drift, by the beads at `marks` (x, y in pixels) if there are any.  `zoom`: pixels of
+    `false_positives`: in each frame, or `threshold` in units of the noise, see `find`.  `gap`: dark frames within an
+    event.  `undrift`: correct the drift, by the beads at `marks` (x, y in pixels) if there are any.  `zoom`: pixels of
     the image per pixel of the camera.  `csv`: the table for ThunderSTORM as well.
 
     `method`: "fit": maximum likelihood from the filter's peaks; "network": all that a network sees, refined; "auto":

@@ -28,8 +28,8 @@ LN2_LOW = 1.90821492927058770002e-10
 ROOT = np.int64(0x3FE6A09E667F3BCD)  # bits of √½
 SIGNIFICAND = np.int64((1 << 52) - 1)
 
-FIELDS = 14
-MU, D, V, K, B, RHO, T, SUM, MOMENT, NLL, SLOPE, STATE, MODE, REF = (LANES * field for field in range(FIELDS))
+FIELDS = 15
+MU, D, V, K, B, RHO, T, SUM, MOMENT, NLL, SLOPE, STATE, MODE, REF, TERMS = (LANES * field for field in range(FIELDS))
 FAILED, SUMMED = 0.0, 1.0  # of STATE
 
 inline = numba.njit(cache=True, error_model="numpy", inline="always")
@@ -123,27 +123,29 @@ def dark(w, tiny):
 @numba.njit(cache=True, error_model="numpy")
 def exact(w, tiny):
     """NLL, SLOPE and STATE of MU > 0, D, V > 0 by the exact sum, without terms below `tiny` of it."""
-    longest, width = 0.0, math.sqrt(-2 * math.log(tiny)) + 0.1
+    width = math.sqrt(-2 * math.log(tiny)) + 0.1
     for j in range(LANES):
         mu, d, v = w[MU + j], w[D + j], w[V + j]
         k = mu * max(d + v, 0.0) / (mu + v)  # near the largest term; a step of Newton's method goes nearer
         step = ((d - k - 0.5) / v - log1p((k + 1.0 - mu) / mu)) * ((k + 1.0) * v / (k + 1.0 + v))
-        k = max(k + step, 0.0)
+        w[MODE + j] = max(k + step, 0.0)
+    for j in range(LANES):  # short loops, as in a long one each step waits for the last
+        mu, d, v, k = w[MU + j], w[D + j], w[V + j], w[MODE + j]
         s = math.sqrt(v * k / (v + k))
         reach = width * s + 3.0 + 8.0 * v / (v + k + 1.0)
         top = max(np.ceil(k + reach), 12.0)
         terms = top - max(k - reach, 0.0)
         exponent = (top - d - 0.5) / v
-        w[MODE + j], w[K + j] = k, top
+        w[K + j] = top
         w[STATE + j] = SUMMED if (terms <= MOST) & (exponent < 600.0) else FAILED
-        w[SUM + j] = terms if terms <= MOST else 0.0
+        w[TERMS + j] = terms if terms <= MOST else 0.0
         w[B + j], w[RHO + j] = exp(exponent) / mu, exp(-1.0 / v)
-    for j in range(LANES):  # apart, as a maximum is no vector code
-        longest = max(longest, w[SUM + j])
+    for j in range(LANES):
         w[REF + j] = w[K + j] if w[MODE + j] > 16.0 else 0.0  # moments about it: little is lost in μ − ⟨k⟩
         w[T + j], w[SUM + j], w[MOMENT + j] = 1.0, 1.0, w[K + j] - w[REF + j]
-    down = 0.0
-    while down < longest:  # four terms at a time, as loads and stores cost more than sums; the term below k = 0 is 0
+    down, going = 0.0, LANES
+    while going > 0:  # four terms at a time, as loads and stores cost more than sums; the term below k = 0 is 0
+        going = 0
         for j in range(LANES):
             k, b, rho = w[K + j] - down, w[B + j], w[RHO + j]
             t1 = w[T + j] * (k * b)
@@ -157,12 +159,16 @@ def exact(w, tiny):
             pair, last, k = t1 + t2, t3 + t4, k - w[REF + j]
             w[SUM + j] += pair + last
             w[MOMENT + j] += (k - 1.0) * pair - t2 + ((k - 3.0) * last - t4)
+            going += w[TERMS + j] > down + 4.0
         down += 4.0
     for j in range(LANES):
         mu, d, v, top, total = w[MU + j], w[D + j], w[V + j], w[K + j], w[SUM + j]
-        log_poisson = top * log1p((top - mu) / mu) - (top - mu) + stirling(1.0 / top)  # less ½ log 2π top
+        w[NLL + j] = top * log1p((top - mu) / mu) - (top - mu) + stirling(1.0 / top)  # less ½ log 2π top
+        w[NLL + j] += (d - top) * (d - top) / (2.0 * v)
+    for j in range(LANES):
+        mu, v, top, total = w[MU + j], w[V + j], w[K + j], w[SUM + j]
         scale = log(math.sqrt(top * v) / total) + 2 * HALF_LOG_TAU
-        w[NLL + j] = log_poisson + scale + (d - top) * (d - top) / (2.0 * v)
+        w[NLL + j] += scale
         w[SLOPE + j] = ((mu - w[REF + j]) - w[MOMENT + j] / total) / mu
-        cut = w[T + j] > tiny * total or total * tiny < 1.0 or not total < 1e300
-        w[STATE + j] = FAILED if cut and w[STATE + j] == SUMMED else w[STATE + j]
+        cut = (w[T + j] > tiny * total) | (total * tiny < 1.0) | (not total < 1e300)
+        w[STATE + j] = FAILED if cut else w[STATE + j]
