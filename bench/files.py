@@ -2,6 +2,8 @@
 own.
 
 The file's pages are dropped from the cache before each run.  A map of the file would count as resident memory.
+Measured (results/files-cpu.json): 83 % of the better of plain reads of 1 and of 32 MiB at a time, 146 MB resident, of
+which 114 are Python and its modules.
 """
 
 from __future__ import annotations
