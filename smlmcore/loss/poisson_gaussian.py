@@ -409,11 +409,18 @@ class PoissonGaussian:
 
 
 def _value_and_slope(prediction: Array, data: Array, variance: Any, exact: bool) -> tuple[Array, Array]:
-    mu, d, v = arguments("poisson_gaussian", prediction, data, variance)
+    return pixelwise(_kernel, "poisson_gaussian", prediction, data, variance, int(exact))
+
+
+def pixelwise(
+    run: kernel.Kernel, name: str, prediction: Array, data: Array, variance: Any, *settings: int
+) -> tuple[Array, Array]:
+    """Value and slope of every pixel by the kernel `run` of a loss, or an error of the function `name`."""
+    mu, d, v = arguments(name, prediction, data, variance)
     xp = backend.module(mu)
-    nll, gradient = xp.empty(mu.size, mu.dtype), xp.empty(mu.size, mu.dtype)
-    _kernel(mu.ravel(), d.ravel(), v.ravel(), int(exact), out=(nll, gradient))
-    return nll.reshape(mu.shape), gradient.reshape(mu.shape)
+    out = xp.empty(mu.size, mu.dtype), xp.empty(mu.size, mu.dtype)
+    run(mu.ravel(), d.ravel(), v.ravel(), *settings, out=out)
+    return out[0].reshape(mu.shape), out[1].reshape(mu.shape)
 
 
 def arguments(name: str, prediction: Array, data: Array, variance: Any) -> tuple[Array, Array, Array]:
