@@ -52,7 +52,7 @@ seconds = time.perf_counter() - start
 # find, then refine
 start = time.perf_counter()
 found = network.find(images, background, sigma=sigma)
-frame, rows = refine(images, found, np.full((1, *shape), background, np.float32), sigma=sigma)
+frame, rows = refine(images, found, np.full((1, *shape), background, np.float32), sigma=sigma, light=(2000.0, 200.0))
 refined = data.table(frame=frame, x=rows[:, 0], y=rows[:, 1], photons=rows[:, 2])
 rate = count / (time.perf_counter() - start)
 
