@@ -36,8 +36,8 @@ test: .venv/test.stamp  ## all tests
 bench: .venv/bench.stamp  ## benchmarks beside their peers (ONLY=fitting for one), JSON to bench/results/
 	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python -m bench $(ONLY) $(ARGS)
 
-examples: .venv/run.stamp  ## every example, each ending in numbers
-	@set -e; for script in examples/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+examples: .venv/run.stamp  ## every example, each ending in numbers (ONLY=astigmatic for one, ARGS=--quick)
+	@set -e; for script in examples/$(or $(ONLY),*).py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
 
 # On a machine with a GPU and its own Python with CuPy: no virtual environment, plain checkout.
 gpu-check:  ## tests on CuPy arrays, compute-sanitizer on the kernels, GPU benchmarks

@@ -51,7 +51,10 @@ setup(
             "zarr>=3",
             "imagecodecs",
             "pandas",
+            "tensorboardX",
+            "tensorboard",
         ],
+        "board": ["tensorboardX"],
         "dask": ["dask", "distributed"],
         "bench": [
             "pytest-benchmark",

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from . import backend
+from . import backend, profiler
 
 registry: dict[str, Kernel] = {}
 C_REAL = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
@@ -87,12 +87,17 @@ class Kernel:
     def __call__(self, *inputs: Any, out: Any) -> Any:
         """Run the body that fits the arrays, write into `out` and return it."""
         outputs = out if isinstance(out, tuple) else (out,)
+        run = self._run if profiler.active is None else profiler.active.watch(self.name, "kernel", self._run)
         xp = backend.module(*inputs, *outputs, name=self.name)
         inputs = tuple(xp.ascontiguousarray(v) if backend.is_array(v) else v for v in inputs)
         dims = self.check(inputs, outputs)
         if all(a.size == 0 for a in outputs):
             return out
-        if xp is np:
+        run(inputs, outputs, dims)
+        return out
+
+    def _run(self, inputs: Sequence[Any], outputs: Sequence[Any], dims: Mapping[str, int]) -> None:
+        if not backend.is_gpu(outputs[0]):
             (self.cpu or self.reference)(*map(_read_only, inputs), *outputs)
         elif self.cuda is None:
             raise NotImplementedError(f"{self.name} has no CUDA body; use backend.to_cpu(...) to run it on the CPU")
@@ -100,7 +105,6 @@ class Kernel:
             blocks, flags, arguments = self.launch(inputs, outputs, dims)
             function = _compile(self.cuda.file, flags).get_function(self.name)
             function((blocks,), (self.cuda.threads,), arguments)
-        return out
 
     def launch(
         self, inputs: Sequence[Any], outputs: Sequence[Any], dims: Mapping[str, int]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def report(
         color=INK,
         fontsize=14,
     )
-    _samples(top, images, prediction, report["camera"]["read_noise"])
+    _samples(top, images, prediction, residuals(images, prediction, report["camera"]["read_noise"] ** 2))
     loss, histogram, picture = bottom.subplots(1, 3, width_ratios=[1, 1, 1.1])
     _loss(loss, history, report["loss"])
     _errors(histogram, errors)
@@ -98,18 +99,137 @@ def pupil(psf: Any, shape: tuple[int, int] = (31, 31), planes: int = 5) -> Figur
     return figure
 
 
-def _samples(figure: Any, images: np.ndarray, prediction: np.ndarray, read_noise: float) -> None:
+def history(numbers: Mapping[str, Any]) -> Figure:
+    """Numbers of a training over its steps, one panel for each group: the `history` of a `Trainer` or a `Board`.
+
+    Names of a Board's numbers are "group/name", each with its steps and values.  Groups that are positive and span
+    more than a decade have a logarithmic axis.
+
+    >>> len(history({"loss/train": ([1, 2], [0.5, 0.4]), "step/rate": ([1], [1e-3])}).axes)
+    2
+    """
+    if "step" in numbers:
+        shown = {"train": "loss", "validation": "loss", "rate": "learning rate", "images_per_second": "speed"}
+        columns = {f"{group}/{name}": (numbers["step"], numbers[name]) for name, group in shown.items()}
+    else:
+        columns = dict(numbers)
+    groups = list(dict.fromkeys(name.partition("/")[0] for name in columns))
+    across = min(3, max(len(groups), 1))
+    figure = Figure(figsize=(4.4 * across, 3.2 * max(-(-len(groups) // across), 1)), layout="constrained")
+    axes = figure.subplots(-(-len(groups) // across) or 1, across, squeeze=False).ravel()
+    for axis, group in zip(axes, groups, strict=False):
+        own = {name.partition("/")[2]: pair for name, pair in columns.items() if name.partition("/")[0] == group}
+        for name, (steps, values) in own.items():
+            axis.plot(steps, values, lw=1.5, marker="." if len(steps) < 30 else "", label=name)
+        values = np.concatenate([np.asarray(v, float) for _, v in own.values()])
+        values = values[np.isfinite(values)]
+        if values.size and values.min() > 0 and values.max() > 10 * values.min():
+            axis.set_yscale("log")
+        axis.set(xlabel="step")
+        axis.set_title(group, color=INK)
+        axis.legend(frameon=False, fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[len(groups) :]:
+        axis.remove()
+    return figure
+
+
+def check(
+    images: np.ndarray,
+    prediction: np.ndarray,
+    residual: np.ndarray,
+    pictures: Mapping[str, Any],
+    renders: np.ndarray,
+) -> Figure:
+    """Data, prediction and residual / σ (n, h, w) in three rows, the `pictures` of the parts, and random `renders`."""
+    n, lines = len(images), -(-len(pictures) // 6)
+    figure = Figure(figsize=(2 * max(n, 3), 1.9 * 4 + 2.4 * lines), layout="constrained")
+    heights = [3 * 1.9, *([2.4 * lines] if lines else []), 1.9]
+    top, *between, bottom = figure.subfigures(len(heights), 1, height_ratios=heights)
+    _samples(top, images, prediction, residual)
+    for panel in between:
+        shown = panel.subplots(lines, min(len(pictures), 6), squeeze=False).ravel()
+        for axis, (name, values) in zip(shown, pictures.items(), strict=False):
+            supplementary(axis, name, values)
+        for axis in shown[len(pictures) :]:
+            axis.set_axis_off()
+    for axis, image in zip(bottom.subplots(1, n, squeeze=False)[0], renders, strict=True):
+        show(axis, image, "viridis", *limits(image))
+    bottom.axes[0].set_ylabel("random", color=INK)
+    return figure
+
+
+def supplementary(axis: Any, name: str, values: Any) -> None:
+    """Draw a picture of a part (`smlmcore.pictures`): an image with its scale, or bars."""
+    if isinstance(values, Mapping):
+        numbers = np.array(list(values.values()), float)
+        axis.barh(range(len(values)), numbers, color=np.where(numbers < 0, SECOND, ACCENT))
+        axis.set_yticks(range(len(values)), list(values), fontsize=6)
+        axis.invert_yaxis()
+        axis.axvline(0, color=FAINT, lw=0.8)
+        axis.spines[["top", "right"]].set_visible(False)
+    else:
+        low, high = limits(values)
+        most = max(-low, high)
+        image = show(axis, values, *(("RdBu_r", -most, most) if low < 0 else ("viridis", low, high)))
+        axis.figure.colorbar(image, ax=axis, shrink=0.8)
+    axis.set_title(name, color=INK, fontsize=9)
+
+
+def show(axis: Any, image: np.ndarray, colors: str, low: float, high: float) -> Any:
+    """Draw `image` without a frame."""
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+    return axis.imshow(image, cmap=colors, vmin=low, vmax=high)
+
+
+def limits(image: np.ndarray) -> tuple[float, float]:
+    """Smallest and largest finite value of `image`; 0 and 1 if there is none.
+
+    >>> limits(np.array([1.0, np.nan, 3.0]))
+    (1.0, 3.0)
+    """
+    finite = image[np.isfinite(image)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+
+
+def scores(scores: Mapping[str, Any], images: np.ndarray, prediction: np.ndarray, variance: Any = 0.0) -> Figure:
+    """Fits that are as good as `scores`, a `fit.Score` by stage, with the first eight of `images` (m, h, w).
+
+    Above data, prediction and residual of these images, below the errors of each parameter over the bound by stage.
+
+    >>> from smlmcore import fit, psf
+    >>> images, truth = fit.simulate_spots(psf.Gaussian2D(1.3), 20, (9, 9), np.random.default_rng(0))
+    >>> found = fit.score(psf.Gaussian2D(1.3), truth, truth, (9, 9))
+    >>> len(scores({"exact": found}, images[:4], images[:4]).axes)
+    16
+    """
+    figure = Figure(figsize=(13, 7.6), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.25, 1.0])
+    images, prediction = np.asarray(images)[:8], np.asarray(prediction)[:8]
+    _samples(top, images, prediction, residuals(images, prediction, variance))
+    names = next(iter(scores.values())).names
+    for k, (axis, name) in enumerate(zip(bottom.subplots(1, len(names), sharey=True), names, strict=True)):
+        deviations = {f"{stage} {s.ratio[k]:.3f}": s.deviation[:, k] for stage, s in scores.items()}
+        _over_bound(axis, deviations)
+        axis.set(xlabel=f"error of {name} / CRLB", ylabel="" if k else "density")
+        axis.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return figure
+
+
+def residuals(images: np.ndarray, prediction: np.ndarray, variance: Any) -> np.ndarray:
+    """Data minus prediction in units of the noise's standard deviation: sqrt(prediction + variance)."""
+    return (images - prediction) / np.sqrt(np.maximum(prediction, 0) + variance)
+
+
+def _samples(figure: Any, images: np.ndarray, prediction: np.ndarray, residual: np.ndarray) -> None:
     """Three rows: data, prediction, and residual in units of its standard deviation."""
-    residual = (images - prediction) / np.sqrt(prediction + read_noise**2)
     axes = figure.subplots(3, max(len(images), 1), squeeze=False)
-    for column in range(len(images)):
-        limits = {"vmin": np.nanmin(images[column]), "vmax": np.nanmax(images[column])}
-        axes[0, column].imshow(images[column], cmap="viridis", **limits)
-        axes[1, column].imshow(prediction[column], cmap="viridis", **limits)
-        axes[2, column].imshow(residual[column], cmap="RdBu_r", vmin=-4, vmax=4)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
+    for column, (data, found, spread) in enumerate(zip(images, prediction, residual, strict=True)):
+        low, high = limits(data)
+        show(axes[0, column], data, "viridis", low, high)
+        show(axes[1, column], found, "viridis", low, high)
+        show(axes[2, column], spread, "RdBu_r", -4, 4)
     for axis, label in zip(axes[:, 0], ("data", "prediction", "residual / σ"), strict=True):
         axis.set_ylabel(label, color=INK)
 
@@ -161,16 +281,22 @@ def _errors(axis: Any, errors: Mapping[str, np.ndarray]) -> None:
         axis.set(xlabel="lateral uncertainty (pixels)", ylabel="localizations")
         axis.set_title("uncertainty (Cramér–Rao)", color=INK)
     else:
-        bins = np.linspace(-5, 5, 81)
-        for (name, values), color in zip(errors.items(), (FAINT, ACCENT), strict=True):
-            density, _ = np.histogram(values, bins=bins)
-            density = density / max(density.sum(), 1) / (bins[1] - bins[0])
-            axis.stairs(density, bins, lw=1.8, color=color, label=name)
-        centre = (bins[1:] + bins[:-1]) / 2
-        axis.plot(centre, np.exp(-(centre**2) / 2) / np.sqrt(2 * np.pi), color=SECOND, ls="--", label="the bound")
+        _over_bound(axis, errors)
         axis.set(xlabel="error of x, y / CRLB", ylabel="density")
         axis.set_title("error on unseen spots", color=INK)
         axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _over_bound(axis: Any, deviations: Mapping[str, np.ndarray]) -> None:
+    """Density of error / CRLB by stage, and the normal density that it has at the bound."""
+    bins = np.linspace(-5, 5, 81)
+    for (name, values), color in zip(deviations.items(), cycle((FAINT, ACCENT, INK)), strict=False):
+        density, _ = np.histogram(values, bins=bins)
+        density = density / max(np.isfinite(values).sum(), 1) / (bins[1] - bins[0])
+        axis.stairs(density, bins, lw=1.8, color=color, label=name)
+    centre = (bins[1:] + bins[:-1]) / 2
+    axis.plot(centre, np.exp(-(centre**2) / 2) / np.sqrt(2 * np.pi), color=SECOND, ls="--", label="the bound")
     axis.spines[["top", "right"]].set_visible(False)
 
 

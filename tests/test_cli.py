@@ -224,7 +224,7 @@ def test_a_signal_that_comes_while_c_code_calls_python_is_not_lost(number, statu
         def work(**options):
             ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal({int(number)}))()  # drops what the call raises
             time.sleep(60)
-        cli._simulate = work
+        cli.simulate.run = work
         sys.exit(cli.main(["simulate", "m.tif"]))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE, timeout=30)
     assert done.returncode == status, done.stderr

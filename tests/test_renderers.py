@@ -1,6 +1,7 @@
 """Template and spline renderers, the table encoder, image and centroid mappers, and models that link them."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -211,6 +212,26 @@ def test_the_centroid_of_a_map(rng):
     assert drawn.shape == (3, 7, 9)
 
 
+def test_a_centroid_with_photons_and_background_in_closed_form(rng):
+    m = mapper.Centroid(1, {"sigma": mapper.Parameter("exp", 1.2, 0.1)}, solve=("photons", "background"))
+    model = psf.Gaussian2D()
+    draw = partial(model.render, shape=(11, 13))
+    true = {"x": 5.0, "y": 4.0, "photons": np.array([900.0, 400.0]), "background": 3.0, "sigma": 1.2}
+    maps = np.full((2, 2, 11, 13), -60.0)
+    maps[:, 0, 4, 5], maps[:, 1] = 20.0, 0.0
+    values = m({}, maps, draw(true), 2.0, draw)
+    for name, value in true.items():
+        np.testing.assert_allclose(values[name], np.broadcast_to(value, 2), rtol=1e-5)
+    images = rng.poisson(draw(true)).astype(float)
+    found = fit.FitModel(encoder.UNet(m.features, depth=1, width=4), m, renderer.PSF(model, (11, 13))).init(rng)
+    assert {k: v.shape for k, v in found.predict(images).items()} == dict.fromkeys(model.names, (2,))
+    for wrong in ({"emitters": 2}, {"parameters": {"photons": mapper.Parameter()}}):
+        with pytest.raises(ValueError, match="expected one emitter, and names that have no channel"):
+            mapper.Centroid(**({"emitters": 1, "solve": ("photons",)} | wrong))
+    with pytest.raises(ValueError, match="needs the images"):
+        m({}, maps)
+
+
 def test_mappers_honour_how_parameters_are_specified(rng):
     parameters = {
         "sigma": mapper.Parameter(offset=1.3, fitted=False),
@@ -237,6 +258,7 @@ def test_mappers_honour_how_parameters_are_specified(rng):
         mapper.Direct({"x": mapper.Parameter.between(0, 9)}, solve=("photons", "background")),
         mapper.Image({"image": mapper.Parameter("softplus", scale=2.0)}),
         mapper.Centroid(2, {"z": mapper.Parameter("linear", per="image")}, 3.0),
+        mapper.Centroid(1, solve=("photons", "background")),
         renderer.PSF(psf.EllipticGaussian2D(rotated=True), (7, 9)),
     ],
     ids=lambda part: type(part).__name__,

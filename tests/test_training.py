@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from smlmcore import fit, layers, psf
-from smlmcore.training import Trainer
+from smlmcore.autograd import ops
+from smlmcore.training import Callback, Trainer
 
 SHAPE = (9, 9)
 
@@ -124,3 +125,88 @@ def test_a_loss_that_is_not_finite_ends_training_with_the_best_parameters():
         run.run()
     assert ", ".join(map(str, np.sort(steps[-1])[:10])) in str(error.value)
     assert run.validate() == trainer(data).run()["validation"][0]
+
+
+class Watch(Callback):
+    """Writes down all that it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def start(self, trainer):
+        self.told.append("start")
+
+    def step(self, trainer, record):
+        norm = np.sqrt(sum((g.astype(float) ** 2).sum() for g in trainer.gradients.values()))
+        assert np.isclose(norm, record["gradient_norm"])
+        assert trainer.tensors.keys() == trainer.gradients.keys() == trainer.model.parameters.keys()
+        self.told.append(dict(record))
+
+    def epoch(self, trainer, record):
+        assert not trainer.tensors  # no graph is kept
+        self.told.append(dict(record))
+
+    def end(self, trainer):
+        self.told.append("end")
+
+
+def test_callbacks_are_told_and_change_nothing():
+    data, _ = images(200)
+    watch = Watch()
+    watched, alone = trainer(data, callbacks=[watch]), trainer(data)
+    history, other = watched.run(), alone.run()
+    assert history["train"] == other["train"]
+    assert watch.told[0] == "start"
+    assert watch.told[-1] == "end"
+    steps = [r for r in watch.told[1:-1] if "loss" in r]
+    epochs = [r for r in watch.told[1:-1] if "train" in r]
+    assert [r["step"] for r in steps] == list(range(1, 10))
+    assert [r["epoch"] for r in steps] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert [r["rate"] for r in steps] == [watched.schedule(i) for i in range(9)]
+    for i, record in enumerate(epochs):
+        assert record == {name: values[i] for name, values in history.items()}
+        assert record["train"] == np.mean([r["loss"] for r in steps[3 * i : 3 * i + 3]])
+
+
+def test_a_callback_stops_the_training():
+    class Stop(Callback):
+        def step(self, trainer, record):
+            if record["step"] == 4:
+                trainer.stop("enough")
+
+    data, _ = images(200)
+    run = trainer(data, callbacks=[Stop()])
+    history = run.run()
+    assert (run.step, run.stopped, history["step"]) == (4, "enough", [3, 4])
+    assert run.validate() == min(history["validation"])
+
+
+class Line:
+    """The least a model needs: a line through points that a source draws, with the truth beside them."""
+
+    def __init__(self):
+        self.parameters = {"slope": np.zeros(1)}
+
+    def objective(self, p, images, variance, truth):
+        layers.note(largest=float(images.max()))
+        return ops.square(p["slope"] * images - truth).mean()
+
+
+class Points:
+    def draw(self, rng, n):
+        x = rng.uniform(0, 1, n)
+        return x, 0.0, 3 * x
+
+
+def test_a_source_draws_new_images_for_every_step():
+    watch = Watch()
+    model = Line()
+    run = Trainer(model, Points(), epochs=8, steps=25, batch=32, rate=0.1, decay=0.0, callbacks=[watch])
+    history = run.run()
+    assert history["step"] == list(range(25, 201, 25))
+    assert abs(model.parameters["slope"][0] - 3) < 0.01
+    assert run.validate() == run.validate() == min(history["validation"])
+    largest = [r["largest"] for r in watch.told[1:-1] if "loss" in r]
+    assert len(set(largest)) == 200
+    again = Trainer(Line(), Points(), epochs=8, steps=25, batch=32, rate=0.1, decay=0.0)
+    assert again.run()["train"] == history["train"]

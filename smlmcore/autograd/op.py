@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from .. import profiler
 from .tensor import Node, Tensor, made, recording
 
 
@@ -39,17 +40,18 @@ def op(forward: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
     def call(*inputs: Any, **static: Any) -> Any:
         if static and any(isinstance(v, Tensor) for v in static.values()):
             raise TypeError(f"{name} got a Tensor by keyword; give arrays by position, only settings by keyword")
+        run = forward if profiler.active is None else profiler.active.watch(name, "forward", forward)
         for x in inputs:
             if isinstance(x, Tensor):
                 break
         else:
-            return forward(*inputs, **static)[0]
+            return run(*inputs, **static)[0]
         arrays, parents = [], []
         for x in inputs:
             tensor = isinstance(x, Tensor)
             arrays.append(x.data if tensor else x)
             parents.append((x.node or x) if tensor and x.requires_grad else None)
-        value, saved = forward(*arrays, **static)
+        value, saved = run(*arrays, **static)
         while parents and parents[-1] is None:
             parents.pop()
         result = made(value)

@@ -24,7 +24,7 @@ from weakref import ref
 
 import numpy as np
 
-from .. import backend
+from .. import backend, profiler
 from ..backend import Array
 
 recording: ContextVar[bool] = ContextVar("recording", default=True)
@@ -163,7 +163,10 @@ class Tensor:
         heap = [(-start.index, start)] if start is self.node else []
         while heap:  # youngest first: all gradients of a node have arrived when its turn comes
             node = heappop(heap)[1]
-            for parent, part in node.pull(gradients.pop(node)):
+            pull = node.pull
+            if profiler.active is not None:
+                pull = profiler.active.watch(node.name, "backward", lambda g, node=node: list(node.pull(g)))
+            for parent, part in pull(gradients.pop(node)):
                 if parent in gradients:
                     gradients[parent] = gradients[parent] + part
                 else:

@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import backend
 from ..autograd import op, plain
+from ..pictures import sections
 
 
 class Table:
@@ -67,6 +68,13 @@ class Table:
         """The learned parameter at the start: `table`."""
         table = np.broadcast_to(self.initial, self.shape).copy()
         return {"table": table + self.spread * rng.standard_normal(self.shape, np.float32) if self.spread else table}
+
+    def pictures(self, p: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The object of which windows are taken, or the first of the images that the rows are."""
+        shown = p["table"] if self.window else p["table"][0]
+        while shown.ndim > 2 and len(shown) == 1:  # channels
+            shown = shown[0]
+        return sections("object" if self.window else "first image", shown) if shown.ndim in (2, 3) else {}
 
     def __call__(self, p: Mapping[str, Any], index: Any) -> Any:
         """Rows (n, ...) of `index` (n,), or sub-volumes (n, *window) at the corners `index` (n, axes); integers."""

@@ -28,9 +28,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from ..psf.axis import FAST
+from .numbers import locked, log, log_factorial
 from .result import Status
 
-FAST = {"reassoc", "contract", "arcp", "nsz"}  # as fast as all of them, and NaN stays NaN
 BLOCK = 32  # spots that share scratch memory
 LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e8
 CONVERGED, MAX_ITERATIONS, AT_BOUND, SINGULAR, INVALID = map(int, Status)
@@ -50,14 +51,14 @@ def fit(
         return
     _fit(
         callback(psf.numba_partials, real),
-        _locked(psf.constants, real),
+        locked(psf.constants, real),
         max(1, psf.scratch_size(shape)),
-        _locked(spots.reshape(len(spots), -1), real),
+        locked(spots.reshape(len(spots), -1), real),
         _stack(variance, spots, 0),
         _stack(weights, spots, 1),
-        _locked(initial, np.float64),
-        *(_locked(column, np.float64) for column in limits[:4]),
-        _locked(limits.fixed, np.bool_),
+        locked(initial, np.float64),
+        *(locked(column, np.float64) for column in limits[:4]),
+        locked(limits.fixed, np.bool_),
         max_iterations,
         tolerance,
         least_squares,
@@ -70,15 +71,8 @@ def _stack(maps: Any, spots: np.ndarray, default: float) -> np.ndarray:
     """None, one map or one for each image as (1 or n, h * w)."""
     size = spots[0].size
     if maps is None:
-        return _locked(np.full((1, size), default), spots.dtype)
-    return _locked(maps.reshape(-1, size), spots.dtype)
-
-
-def _locked(a: Any, dtype: Any) -> np.ndarray:
-    """A contiguous read-only view: numba compiles once, whether or not the user's array can be written."""
-    view = np.ascontiguousarray(a, dtype).view()
-    view.flags.writeable = False
-    return view
+        return locked(np.full((1, size), default), spots.dtype)
+    return locked(maps.reshape(-1, size), spots.dtype)
 
 
 # ---------------------------------------------------------------- a PSF's function by its address
@@ -145,33 +139,6 @@ def _call(typing, address, theta, constants, value, partials, scratch, h, w):
     return types.void(address, theta, constants, value, partials, scratch, types.intp, types.intp), codegen
 
 
-# ---------------------------------------------------------------- numbers
-
-
-@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
-def _log(x):
-    """log of a positive normal float64, in a form that LLVM turns into vectors; good to 2e-16 + 1e-15 |log x|."""
-    bits = np.float64(x).view(np.int64)
-    exponent = (bits - np.int64(0x3FE6A09E667F3BCD)) >> np.int64(52)
-    m = np.int64(bits - (exponent << np.int64(52))).view(np.float64)  # sqrt(1/2) ... sqrt(2)
-    s = (m - 1.0) / (m + 1.0)
-    q = s * s
-    t = 1 / 19 + q * (1 / 21 + q / 23)
-    t = 1 / 11 + q * (1 / 13 + q * (1 / 15 + q * (1 / 17 + q * t)))
-    t = 1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * t)))
-    return np.float64(exponent) * math.log(2) + 2.0 * s * (1.0 + q * t)
-
-
-@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
-def _log_factorial(x):
-    """log Gamma(x + 1) for x >= 0: Stirling's series at z = x + 8, and the product that leads there."""
-    z = x + 8.0
-    product = (x + 1.0) * (x + 2.0) * (x + 3.0) * (x + 4.0) * (x + 5.0) * (x + 6.0) * (x + 7.0)
-    y = 1.0 / (z * z)
-    series = (1 / 12 - y * (1 / 360 - y * (1 / 1260 - y * (1 / 1680 - y / 1188)))) / z
-    return (z - 0.5) * _log(z) - z + 0.5 * math.log(2 * math.pi) + series - _log(product)
-
-
 @numba.njit(cache=True, error_model="numpy")
 def _cholesky(matrix, lower, size, damping, least):
     """Factor `matrix` + damping (unit diagonal) into `lower`; False if a pivot falls to `least`."""
@@ -215,7 +182,7 @@ def _poisson(value, count, variance, on, weight, residual):
         weight[i] = inverse
         residual[i] = count[i] * inverse - on[i]
         x, m = np.float64(count[i]), np.float64(m)
-        likelihood += on[i] * (x * _log(m) - m)
+        likelihood += on[i] * (x * log(m) - m)
         doubt += on[i] * abs(x - m)
     return likelihood, doubt
 
@@ -434,7 +401,7 @@ def _judge(value, data, count, variance, on, mean):
     for i in range(value.size):
         mean[i] = value[i] + variance[i]
         x, m = np.float64(count[i]), np.float64(mean[i])
-        likelihood += on[i] * (x * _log(m) - m - _log_factorial(x))
+        likelihood += on[i] * (x * log(m) - m - log_factorial(x))
         difference = data[i] - value[i]
         squares += on[i] * np.float64(difference * difference) / m
     return likelihood, squares

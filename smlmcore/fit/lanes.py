@@ -27,11 +27,11 @@ from typing import Any
 
 import numba
 import numpy as np
-from scipy.special import erfcx, gammaln
+from scipy.special import erfcx
 
 from ..psf.axis import horner, polynomial
 from . import template
-from .generic import _locked
+from .numbers import locked, log1p_polynomial, stirling_polynomial
 from .problem import Problem, negative
 from .result import Status
 
@@ -96,15 +96,6 @@ def _m(i: int, j: int) -> str:
     return "" if i == j else f"m{i}{j} * "
 
 
-def _series(w: Any) -> Any:
-    """(log Gamma(z + 1) - (z + 1/2) log z + z - 1/2 log 2 pi) z at z = 1/w: 1/12 - w^2/360 + ..."""
-    z = 1 / np.maximum(w, 1e-3)
-    direct = (gammaln(z + 1) - (z + 0.5) * np.log(z) + z - 0.5 * math.log(2 * math.pi)) * z
-    u = w * w
-    stirling = 1 / 12 - u * (1 / 360 - u * (1 / 1260 - u * (1 / 1680 - u / 1188)))
-    return np.where(w < 0.05, stirling, direct)
-
-
 def source(h: int, w: int, dtype: Any, free: tuple[int, ...], variance: bool, least_squares: bool) -> str:
     """The module for images of (h, w) of which the parameters numbered `free` are fitted.
 
@@ -159,15 +150,14 @@ def source(h: int, w: int, dtype: Any, free: tuple[int, ...], variance: bool, le
         "ldl": _ldl(free),
         "inverse_lines": _inverse(free),
     }
-    log1p = polynomial(lambda f: np.log1p(f) / np.where(f == 0, 1, f) + (f == 0), 8 if single else 20, -0.293, 0.4143)
     words = {
         "REAL": np.dtype(dtype).name,
         "INT": "int32" if single else "int64",
         "L": LANES,
         "EXP2": horner("f", polynomial(np.exp2, 5 if single else 10, -0.5, 0.5)),
-        "LOG": horner("f", log1p),
+        "LOG": horner("f", log1p_polynomial(8 if single else 20)),
         "ERF": horner("t", polynomial(erfc, 8 if single else 16, nearest, 1.0)),
-        "SERIES": horner("q", polynomial(_series, 4 if single else 12, 0.0, 1.0)),
+        "SERIES": horner("q", stirling_polynomial(4 if single else 12)),
         "BOUNDS": ", ".join(f"low_{v}, high_{v}" for v in SHORT),
         **{f"limit_{v}": text for v, text in LIMIT.items()},
         **{f"scale_{v}": text for v, text in SCALE.items()},
@@ -252,7 +242,7 @@ def fit(
 
     def run(rows: slice) -> None:
         start = np.empty((0, 5), real) if initial is None else initial[rows]
-        work(*_images(spots, variance, rows, real), _locked(start, real), *numbers, *(a[rows] for a in out))
+        work(*_images(spots, variance, rows, real), locked(start, real), *numbers, *(a[rows] for a in out))
 
     _share(n, run)
 
@@ -278,7 +268,7 @@ def measure(
     body = module(h, w, real, (0, 1, 2, 3, 4), variance is not None, False).measure
 
     def run(rows: slice) -> None:
-        given = _locked(parameters[rows], real)
+        given = locked(parameters[rows], real)
         body(*_images(spots, variance, rows, real), given, log_likelihood[rows], chi2[rows])
 
     _share(n, run)
@@ -287,13 +277,13 @@ def measure(
 def _images(spots: np.ndarray, variance: np.ndarray | None, rows: slice, real: np.dtype) -> tuple[np.ndarray, ...]:
     """Flat images and noise of these rows; the conversion of a thread's part stays in its cache."""
     if variance is None:
-        return _locked(spots[rows], real).reshape(-1), _locked(np.empty(0), real)
+        return locked(spots[rows], real).reshape(-1), locked(np.empty(0), real)
     noise = variance
     if variance.ndim == 3:
         noise = variance[rows]
         if len(noise) and not noise.min() >= 0:  # a NaN makes this false too
             raise ValueError(negative("fit", "variance"))
-    return _locked(spots[rows], real).reshape(-1), _locked(noise, real).reshape(-1)
+    return locked(spots[rows], real).reshape(-1), locked(noise, real).reshape(-1)
 
 
 def _share(n: int, run: Callable[[slice], None]) -> None:

@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from .. import backend
+from .. import backend, profiler
 from ..autograd import no_grad
 from ..data import DataError, atomic
 from ..encoder import Feedback
 from ..layers.chain import part
 from ..loss import PoissonGaussian
+from ..pictures import Picture
 from .refine import refine
 from .result import Result
+from .summary import summary
 
 FORMAT = 2
 PARTS = ("encoder", "mapper", "renderer", "loss")
@@ -63,19 +65,28 @@ class FitModel:
         """
 
         def draw(values: Mapping[str, Any]) -> Any:
-            return self.renderer(part(p, "renderer"), values)
+            with profiler.span("renderer"):
+                return self.renderer(part(p, "renderer"), values)
 
+        features = self.features(p, images, index)
+        with profiler.span("mapper"):
+            values = self.mapper(part(p, "mapper"), features, images, variance, draw)
+        return values, draw(values)
+
+    def features(self, p: Mapping[str, Any], images: Any, index: Any = None) -> Any:
+        """What the encoder makes of `images`, or of their `index`."""
         source = images
         if self.by_index:
             source = np.arange(len(images)) if index is None else index
         seen = [self.renderer.state(part(p, "renderer"))] if isinstance(self.encoder, Feedback) else []
-        features = self.encoder(part(p, "encoder"), source, *seen)
-        values = self.mapper(part(p, "mapper"), features, images, variance, draw)
-        return values, draw(values)
+        with profiler.span("encoder"):
+            return self.encoder(part(p, "encoder"), source, *seen)
 
     def objective(self, p: Mapping[str, Any], images: Any, variance: Any = 0.0, index: Any = None) -> Any:
         """Mean loss in nats per pixel: the number that training makes small."""
-        return self.loss(self(p, images, variance, index)[1], images, variance).mean()
+        prediction = self(p, images, variance, index)[1]
+        with profiler.span("loss"):
+            return self.loss(prediction, images, variance).mean()
 
     def predict(self, images: Any, variance: Any = 0.0, batch: int = 1024, index: Any = None) -> dict[str, Any]:
         """Named parameters, (n,) each or images, from the encoder alone, for `images` (n, *shape) in photoelectrons.
@@ -105,6 +116,26 @@ class FitModel:
         names = self.renderer.psf.names
         table = backend.module(images).stack([start[name] for name in names], 1)
         return refine(self.psf, images, variance, table, loss=self.loss, **settings)
+
+    def summary(self) -> str:
+        """Parts, what comes out of each, their parameters and memory, as text; see `fit.summary`."""
+        return summary(self)
+
+    def pictures(self) -> dict[str, Picture]:
+        """What the parts have to show, by name (`smlmcore.pictures`): a template, a kernel, a pupil, its coefficients.
+
+        >>> import smlmcore as sc
+        >>> model = sc.fit.gaussian2d((11, 11))
+        >>> model.renderer = sc.renderer.Template(np.ones((11, 11)), (11, 11))
+        >>> list(model.init(np.random.default_rng(0)).pictures())
+        ['template']
+        """
+        shown: dict[str, Picture] = {}
+        for name in PARTS:
+            if hasattr(getattr(self, name), "pictures"):
+                own = {k: backend.to_cpu(v) for k, v in part(self.parameters, name).items()}
+                shown |= getattr(self, name).pictures(own)
+        return shown
 
     @property
     def psf(self) -> Any:

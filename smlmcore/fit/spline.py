@@ -20,21 +20,21 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
 from ..interpolate.simd import Rows
 from ..psf import rows
-from ..psf.axis import polynomial
+from ..psf.axis import FAST
 from ..psf.rows import LANES
 from ..psf.spline import Spline, Templates
-from .generic import FAST, _log, _log_factorial
-from .lanes import _series
+from .numbers import locked, poisson_term
 from .problem import Limits
 from .result import Status
 
 CONVERGED, AT_BOUND, INVALID = int(Status.converged), int(Status.at_bound), int(Status.invalid_input)
 LEFT = -1  # status of an image that `generic` has to fit
 PLAIN = 8  # steps without damping
+RATE = 0.01  # at best, a step's decrement is this part of the one before
 CHUNK = 4096  # images that a thread takes at a time
 GROUP = Templates.GROUP
 TOGETHER = 4  # images whose first guess is made at once
@@ -257,43 +257,6 @@ def _solve(typing, sums, photons, held, least, out):
 
 # ---------------------------------------------------------------- the likelihood
 
-RATE = 0.01  # at best, a step's decrement is this part of the one before
-_LOG = tuple(polynomial(lambda f: np.log1p(f) / np.where(f == 0, 1, f) + (f == 0), 8, -0.293, 0.4143))
-_STIRLING = tuple(polynomial(_series, 4, 0.0, 1.0))
-
-
-@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
-def _log_single(x):
-    """log of a positive float32: exponent bits plus polynomial."""
-    R, c = np.float32, _LOG
-    bits = np.float32(x).view(np.int32)
-    e = np.int32(bits - np.int32(0x3F3504F3)) >> np.int32(23)
-    f = np.int32(bits - np.int32(e << np.int32(23))).view(np.float32) - R(1)
-    t = R(c[4]) + f * (R(c[5]) + f * (R(c[6]) + f * (R(c[7]) + f * R(c[8]))))
-    return R(e) * R(math.log(2)) + f * (R(c[0]) + f * (R(c[1]) + f * (R(c[2]) + f * (R(c[3]) + f * t))))
-
-
-@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
-def _term_single(x, m):
-    """x log m - m - log Gamma(x + 1) in float32, from differences that do not cancel: z = x + 1."""
-    R, s = np.float32, _STIRLING
-    z = x + R(1)
-    q = R(1) / z
-    series = R(s[0]) + q * (R(s[1]) + q * (R(s[2]) + q * (R(s[3]) + q * R(s[4]))))
-    return x * _log_single(m * q) + (z - m) - R(0.5) * _log_single(z) - R(0.9189385332046727) - q * series
-
-
-def _term(x, m):
-    """x log m - m - log Gamma(x + 1), called from numba."""
-    raise NotImplementedError
-
-
-@overload(_term)
-def _(x, m):
-    if x == types.float32:
-        return lambda x, m: _term_single(x, m)
-    return lambda x, m: x * _log(m) - m - _log_factorial(x)
-
 
 @numba.njit(cache=True, error_model="numpy", fastmath=FAST)
 def _judge(scratch, pixels, size, photons, background):
@@ -303,7 +266,7 @@ def _judge(scratch, pixels, size, photons, background):
         x, noise, on = pixels[U(i)], pixels[U(size) + U(i)], pixels[U(2 * size) + U(i)]
         m = photons * scratch[U(i)] + background + noise
         data = pixels[U(3 * size) + U(i)] - (m - noise)
-        likelihood += on * _term(x, m)
+        likelihood += on * poisson_term(x, m)
         squares += on * data * data / m
     return likelihood, squares
 
@@ -493,16 +456,9 @@ def _noise(spots: np.ndarray, variance: np.ndarray | None) -> np.ndarray:
 
 def _share(work: Any, n: int, threads: int, arguments: tuple[Any, ...], out: tuple[Any, ...]) -> None:
     """Run work(begin, end, *arguments, *out) for all of n, a chunk at a time on each thread."""
-    arguments = [_locked(a) if isinstance(a, np.ndarray) else a for a in arguments]
+    arguments = [locked(a) if isinstance(a, np.ndarray) else a for a in arguments]
     chunk = max(64, min(CHUNK, -(-n // threads)))
     with ThreadPoolExecutor(threads) as pool:
         tasks = [pool.submit(work, i, min(n, i + chunk), *arguments, *out) for i in range(0, n, chunk)]
         for task in tasks:
             task.result()
-
-
-def _locked(a: np.ndarray) -> np.ndarray:
-    """A read-only view: numba compiles once, whether or not the user's array can be written."""
-    view = a.view()
-    view.flags.writeable = False
-    return view

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
-from ..autograd import Tensor, op, ops
+from ..autograd import Tensor, op, ops, plain
 from . import kernels
 from .modes import MODES
 
@@ -89,7 +89,7 @@ def sample(coefficients: Any, points: Any, degree: int = 3, mode: str = "mirror"
     rest = lead[len(batch) :]
     if coefficients.dtype != points.dtype:
         dtype = np.result_type(coefficients.dtype, points.dtype)
-        coefficients, points = cast(coefficients, dtype=dtype), cast(points, dtype=dtype)
+        coefficients, points = ops.cast(coefficients, dtype=dtype), ops.cast(points, dtype=dtype)
     if batch != both:
         coefficients = ops.broadcast_to(coefficients, (*both, *grid))
     if lead != both + rest:
@@ -146,7 +146,7 @@ def zoom(
         for m, f, n in zip(shape, factors, a.shape[-len(factors) :], strict=True)
     ]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
-    return _on_grid(a, backend.module(_data(a)).asarray(grid, a.dtype), len(factors), degree, mode)
+    return _on_grid(a, backend.module(plain(a)).asarray(grid, a.dtype), len(factors), degree, mode)
 
 
 def affine(
@@ -182,21 +182,6 @@ def affine(
 
 
 # ---------------------------------------------------------------- ops
-
-
-@op
-def cast(a, *, dtype):
-    """The same numbers in another dtype.
-
-    >>> cast(np.ones(1), dtype=np.float32).dtype
-    dtype('float32')
-    """
-    return a.astype(dtype, copy=False), None
-
-
-@cast.vjp
-def _(_, gradient):
-    return (gradient,)  # the tape brings it to the dtype of the input
 
 
 @op
@@ -274,15 +259,11 @@ def _three(coefficients):
 # ---------------------------------------------------------------- inputs
 
 
-def _data(a: Any) -> Any:
-    return a.data if isinstance(a, Tensor) else a
-
-
 def _real(a: Any, caller: str, like: Any = None) -> Any:
     """`a` as a real array, or as it is if it is a Tensor."""
     if isinstance(a, Tensor):
         return a
-    like = _data(like)
+    like = plain(like)
     a = backend.asarray(a, like=like if backend.is_array(like) else None)
     if a.dtype.kind != "f":
         raise TypeError(
@@ -327,7 +308,7 @@ def check_zoom(
 
 def _grid(shape: Sequence[int], like: Any) -> Any:
     """Indices of an array of `shape` as points (*shape, d)."""
-    xp = backend.module(_data(like))
+    xp = backend.module(plain(like))
     return xp.stack(xp.meshgrid(*(xp.arange(n, dtype=like.dtype) for n in shape), indexing="ij"), -1)
 
 

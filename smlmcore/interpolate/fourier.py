@@ -23,8 +23,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .. import backend, kernel
-from ..autograd import Tensor, op, ops
-from .bspline import cast, check_zoom
+from ..autograd import Tensor, op, ops, plain
+from .bspline import check_zoom
 from .cpu import FAST
 from .simd import Rows
 
@@ -58,7 +58,7 @@ def shift(a: Any, shift: Any) -> Any:
     # shifts of the images in the order of the batch; where they are shared, one serves all that follow
     count = math.prod(both)
     shift = shift.reshape(1, d) if math.prod(batch) == 1 else ops.broadcast_to(shift, (*both, d)).reshape(count, d)
-    moved = _shift(a.reshape(count, *grid), cast(shift, dtype=_real(a)))
+    moved = _shift(a.reshape(count, *grid), ops.cast(shift, dtype=_real(a)))
     return moved.reshape(*both, *grid)
 
 
@@ -209,15 +209,15 @@ def zoom(a: Any, factor: float | Sequence[float], shape: Sequence[int] | None = 
     factors, shape = check_zoom(a.ndim, a.shape, factor, shape, "fourier.zoom")
     d = len(factors)
     if centre is None:
-        centre = backend.module(_data(a)).asarray([(n - 1) / 2 for n in a.shape[-d:]], _real(a))
+        centre = backend.module(plain(a)).asarray([(n - 1) / 2 for n in a.shape[-d:]], _real(a))
     centre = _array(centre)
     if centre.ndim == 0 or centre.shape[-1] != d:
         raise ValueError(f"fourier.zoom got a centre of shape {centre.shape}; expected (..., {d})")
     real = _real(a)
     points = [
         ops.add(
-            backend.module(_data(a)).asarray((np.arange(m) - (m - 1) / 2) / f, real),
-            cast(centre[..., i : i + 1], dtype=real),
+            backend.module(plain(a)).asarray((np.arange(m) - (m - 1) / 2) / f, real),
+            ops.cast(centre[..., i : i + 1], dtype=real),
         )
         for i, (m, f) in enumerate(zip(shape, factors, strict=True))
     ]
@@ -313,10 +313,6 @@ def _dirichlet(x, n, slope):
 
 def _array(a: Any) -> Any:
     return a if isinstance(a, Tensor) else backend.asarray(a)
-
-
-def _data(a: Any) -> Any:
-    return a.data if isinstance(a, Tensor) else a
 
 
 def _real(a: Any) -> np.dtype:

@@ -25,7 +25,7 @@ from .conv import Conv2d, Conv3d, conv
 from .dropout import Dropout
 from .linear import Linear, linear
 from .memory import keep_freed
-from .mode import training
+from .mode import note, training
 from .norm import BatchNorm, GroupNorm, LayerNorm
 from .pool import AvgPool, GlobalPool, MaxPool, average_pool, global_pool, max_pool
 from .transpose import ConvTranspose, conv_transpose

@@ -29,6 +29,7 @@ class Mode:
 
     def __init__(self, rng: np.random.Generator | None) -> None:
         self.rng = rng
+        self.notes: dict[str, Any] = {}
         self._new: dict[int, tuple[Array, Array]] = {}  # by id of the old array, which is kept alive with it
 
     def replace(self, old: Array, new: Array) -> None:
@@ -65,3 +66,15 @@ def training(rng: np.random.Generator | None = None) -> Iterator[Mode]:
 def current() -> Mode | None:
     """The innermost `training` block, or None in inference."""
     return _current.get()
+
+
+def note(**scalars: Any) -> None:
+    """Note numbers of this step by name, for the callbacks of the `Trainer`; nothing in inference.
+
+    >>> with training() as mode:
+    ...     note(gate=0.5)
+    >>> mode.notes
+    {'gate': 0.5}
+    """
+    if mode := current():
+        mode.notes.update(scalars)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .. import backend
 from ..autograd import ops, plain
 from .direct import Parameter
+from .projection import solve_linear
 
 FEW = 1e-6  # of the sum of a map: an empty map has its centre in the middle of the image
 
@@ -20,6 +21,10 @@ class Centroid:
     Channels: the maps, then those of each parameter in the order given.  Values are (n, emitters), or (n,) of the
     image: for `renderer.Emitters` or `renderer.PSF`.
 
+    `solve`, for one emitter: parameters in which the image is linear (photons, background) come in closed form instead,
+    as in `Direct`, and all values are (n,).  A spot that moves moves its centre of mass: as position need not be
+    learned at each place anew, a small network and few images go a long way where spots may be anywhere.
+
     >>> import numpy as np
     >>> maps = np.full((1, 1, 5, 7), -30.0); maps[0, 0, 1, 4] = 10.0
     >>> values = Centroid(1, photons_scale=2.0)({}, maps)
@@ -28,13 +33,23 @@ class Centroid:
     """
 
     def __init__(
-        self, emitters: int, parameters: Mapping[str, Parameter] | None = None, photons_scale: float = 1.0
+        self,
+        emitters: int,
+        parameters: Mapping[str, Parameter] | None = None,
+        photons_scale: float = 1.0,
+        solve: Sequence[str] = (),
     ) -> None:
         if emitters < 1 or not photons_scale > 0:
             raise ValueError(
                 f"mapper.Centroid got emitters={emitters}, photons_scale={photons_scale}; expected >= 1 and > 0"
             )
         self.emitters, self.parameters, self.photons_scale = int(emitters), dict(parameters or {}), float(photons_scale)
+        self.solve = tuple(solve)
+        if self.solve and (self.emitters > 1 or set(self.solve) & {"x", "y", *self.parameters}):
+            raise ValueError(
+                f"mapper.Centroid got solve={self.solve} with emitters={emitters} and parameters "
+                f"{list(self.parameters)}; expected one emitter, and names that have no channel"
+            )
 
     @property
     def features(self) -> int:
@@ -48,14 +63,27 @@ class Centroid:
 
     def configuration(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {"emitters": self.emitters, "parameters": self.parameters, "photons_scale": self.photons_scale}
+        return {
+            "emitters": self.emitters,
+            "parameters": self.parameters,
+            "photons_scale": self.photons_scale,
+            "solve": list(self.solve),
+        }
 
     def init(self, rng: Any) -> dict[str, Any]:
         """The learned parameters at the start: none."""
         return {}
 
-    def __call__(self, p: Mapping[str, Any], features: Any, *_: Any) -> dict[str, Any]:
-        """x, y, photons and `parameters` (n, emitters), background (n,), from `features` (n, channel, y, x)."""
+    def __call__(
+        self,
+        p: Mapping[str, Any],
+        features: Any,
+        images: Any = None,
+        variance: Any = 0.0,
+        draw: Callable[[Mapping[str, Any]], Any] | None = None,
+    ) -> dict[str, Any]:
+        """x, y, photons and `parameters` (n, emitters), background (n,), from `features` (n, channel, y, x); with
+        `solve` all of them (n,), from the `images`, their `variance` and the renderer `draw` besides."""
         if features.ndim != 4 or features.shape[1] != self.features:
             raise ValueError(
                 f"mapper.Centroid got features of shape {features.shape}; expected (n, {self.features}, y, x): "
@@ -81,4 +109,9 @@ class Centroid:
             else:
                 found = to.constant(features, (len(features), count))
             values[name] = found[:, 0] if alone else found
-        return values
+        if not self.solve:
+            return values
+        if images is None or draw is None:
+            raise ValueError("mapper.Centroid with `solve` needs the images and the renderer; pass images= and draw=")
+        values = {k: v[:, 0] if v.ndim == 2 else v for k, v in values.items() if k not in self.solve}
+        return values | solve_linear(draw, values, self.solve, images, variance)

@@ -210,16 +210,9 @@ class AstigmaticGaussian(PSF):
         grid = low + (xp.arange(count) + 0.5) / count * (high - low)
         measured = xp.stack([found["sigma_x"], found["sigma_y"]], -1)[:, None]
         misfit = (xp.log(measured / self.sigma(grid)) ** 2).sum(2)
-        best, least = {}, xp.full(len(data), np.inf, data.dtype)
-        for nearest in xp.argsort(misfit, 1)[:, :4].T:
-            z = grid[nearest].astype(data.dtype)
-            shape = {"x": found["x"], "y": found["y"], "z": z}
-            image = self.render({**shape, "photons": 1.0, "background": 0.0}, data.shape[1:])
-            photons, background, chi2 = moments.brightness(image, data, weights)
-            now = {**shape, "photons": photons, "background": background}
-            best = {k: xp.where(chi2 < least, v, best.get(k, v)) for k, v in now.items()}
-            least = xp.minimum(chi2, least)
-        return best
+        depths = (grid[nearest].astype(data.dtype) for nearest in xp.argsort(misfit, 1)[:, :4].T)
+        shapes = ({"x": found["x"], "y": found["y"], "z": z} for z in depths)
+        return moments.likeliest(self, shapes, data, weights)
 
     @classmethod
     def calibrate(cls, stack: Any, z: Any, variance: Any = 0.0) -> AstigmaticGaussian:

@@ -10,6 +10,7 @@ noise of far pixels out, and each round finds the background anew, by least squa
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numba
@@ -256,6 +257,22 @@ def brightness(shape: Any, data: Any, weights: Any) -> tuple[Any, Any, Any]:
     photons = xp.maximum((d1 - background * s1) / xp.maximum(s2, 1e-30), least)
     chi2 = d2 + photons * (photons * s2 + 2 * (background * s1 - d1)) + background * (background * s0 - 2 * d0)
     return photons, background, chi2
+
+
+def likeliest(psf: Any, shapes: Iterable[Mapping[str, Any]], data: Any, weights: Any) -> dict[str, Any]:
+    """Of several `shapes`, all parameters of `psf` but photons and background, for each image the one that fits best.
+
+    Returned with its photons and background, see `brightness`.
+    """
+    xp = backend.module(data)
+    best, least = {}, xp.full(len(data), xp.inf, data.dtype)
+    for shape in shapes:
+        image = psf.render({**shape, "photons": 1.0, "background": 0.0}, data.shape[1:])
+        photons, background, chi2 = brightness(image, data, weights)
+        now = {**shape, "photons": photons, "background": background}
+        best = {k: xp.where(chi2 < least, v, best.get(k, v)) for k, v in now.items()}
+        least = xp.minimum(chi2, least)
+    return best
 
 
 def _dot(a: Any, b: Any) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
-from ..autograd import Tensor, op, ops
+from ..autograd import Tensor, ops, plain
 from . import moments, pupil_cpu, zernike
 from .aperture import Optics, aperture, polynomials
 from .base import PSF, Bounds, arguments, run_partials, stack_emitters
@@ -129,7 +129,7 @@ class Pupil(PSF):
 
     def detach(self) -> Pupil:
         """The same PSF with NumPy arrays in place of Tensors and of arrays on a GPU."""
-        maps = (None if v is None else backend.to_cpu(_data(v)) for v in (self.zernike, self.phase, self.magnitude))
+        maps = (None if v is None else backend.to_cpu(plain(v)) for v in (self.zernike, self.phase, self.magnitude))
         return self.replace(**dict(zip(("zernike", "phase", "magnitude"), maps, strict=True)))
 
     def _set(self, coefficients: Any, modes: Any, phase: Any, magnitude: Any) -> None:
@@ -187,7 +187,7 @@ class Pupil(PSF):
 
     def aberration(self) -> Any:
         """The phase (m, m) in radians: Zernikes and pixels together, array or Tensor; 0 outside."""
-        xp, m = backend.module(_data(self.zernike)), self.samples
+        xp, m = backend.module(plain(self.zernike)), self.samples
         polynomials = xp.asarray((self.polynomials() * self.inside).reshape(-1, m * m), self.zernike.dtype)
         total = ops.matmul(self.zernike, polynomials).reshape(m, m)
         return total if self.phase is None else total + self.phase * xp.asarray(self.inside, self.phase.dtype)
@@ -205,14 +205,14 @@ class Pupil(PSF):
         >>> round(shift["x"], 3), round(abs(shift["z"]), 3)
         (-0.796, 0.0)
         """
-        xp = backend.module(_data(self.zernike), _data(self.phase), name="remove_tip_tilt_defocus")
+        xp = backend.module(plain(self.zernike), plain(self.phase), name="remove_tip_tilt_defocus")
         m, a = self.samples, aperture(self.optics)
         u = (np.arange(m) + 0.5) * 2 / m - 1
         design = np.stack([np.ones((m, m)), *np.meshgrid(u, u), a.axial.real - a.axial.real.max()])
         flat, weight = xp.asarray(design.reshape(4, -1)), xp.asarray(a.weight.ravel())
-        aberration = _data(self.aberration()).astype(np.float64)
+        aberration = plain(self.aberration()).astype(np.float64)
         found = xp.linalg.solve((flat * weight) @ flat.T, (flat * weight) @ aberration.ravel())
-        phase = 0 if self.phase is None else _data(self.phase)
+        phase = 0 if self.phase is None else plain(self.phase)
         pupil = self.replace(phase=phase - (found @ flat).reshape(m, m) * xp.asarray(self.inside))
         _, u, v, z = map(float, found)
         return pupil, {"x": -2 * u / (m * self.step), "y": -2 * v / (m * self.step), "z": z}
@@ -286,7 +286,7 @@ class Pupil(PSF):
             self.check_sampling(shape, z)
         n, emitters = x.shape
         x, y, z, photons = (v.reshape(-1) for v in (x, y, z, photons))
-        xp, dtype = backend.module(_data(x)), x.dtype
+        xp, dtype = backend.module(plain(x)), x.dtype
         pupil, axial, constant, others, decay = self._fields(xp, dtype)
         energy = constant
         if len(decay):
@@ -312,6 +312,22 @@ class Pupil(PSF):
         z = z if isinstance(z, Tensor) else backend.asarray(z).reshape(-1)
         h, w = shape
         return self.render((w - 1) / 2, (h - 1) / 2, z, photons, background, shape=shape)
+
+    def pictures(self) -> dict[str, Any]:
+        """Phase and magnitude of the pupil, NaN outside, and the Zernike coefficients by mode.
+
+        >>> psf = Pupil(1.2, 0.6, 1.33, 1.33, 0.1, zernike={(2, 2): 0.5}, samples=32)
+        >>> psf.pictures()["Zernike coefficients (rad)"]
+        {'astigmatism': 0.5}
+        """
+        psf = self.detach()
+        magnitude = np.ones(psf.inside.shape) if psf.magnitude is None else psf.magnitude
+        maps = {"pupil phase (rad)": psf.aberration(), "pupil magnitude": magnitude}
+        bars = dict(zip(zernike.label(psf.modes), map(float, psf.zernike), strict=True))
+        return {
+            **{name: np.where(psf.inside, values, np.nan) for name, values in maps.items()},
+            "Zernike coefficients (rad)": bars,
+        }
 
     def partials(self, parameters: Any, shape: tuple[int, int]) -> tuple[Any, Any]:
         """Images (n, h, w) and their derivatives (n, 5, h, w) for one emitter per image, `parameters` (n, 5)."""
@@ -353,13 +369,13 @@ class Pupil(PSF):
         >>> psf.samples_needed((128, 128), [-1.6, 1.6])
         62
         """
-        z = backend.to_cpu(_data(z)).ravel()
+        z = backend.to_cpu(plain(z)).ravel()
         z = z[np.isfinite(z)]
         if not z.size:
             return 1
         axial, inside = aperture(self.optics).axial.real, self.inside
         if "phase" not in self._made:
-            phase = np.einsum("k,kvu->vu", backend.to_cpu(_data(self.zernike)), self.polynomials())
+            phase = np.einsum("k,kvu->vu", backend.to_cpu(plain(self.zernike)), self.polynomials())
             self._made["phase"] = phase + _depth_phase(self.optics)
         most = 0.0
         for end in {float(z.min()), float(z.max())}:
@@ -374,7 +390,7 @@ class Pupil(PSF):
         """Raise `ValueError` if over 2 % of the pupil is too coarse for images of `shape` at `z` (or `z_range`)."""
         z = self.z_range if z is None else z
         if self.samples_needed(shape, z, light=0.98) > self.samples:
-            extent = float(np.nanmax(np.abs(backend.to_cpu(_data(z)))))
+            extent = float(np.nanmax(np.abs(backend.to_cpu(plain(z)))))
             raise ValueError(
                 f"Pupil with {self.samples} samples is too coarse for images of {tuple(shape)} pixels at |z| up to "
                 f"{extent:.3g} um with these aberrations; give samples={self.samples_needed(shape, z)} or more, or a "
@@ -385,7 +401,7 @@ class Pupil(PSF):
 
     @property
     def constants(self) -> np.ndarray:
-        pupil, axial, constant, others, decay = (backend.to_cpu(_data(v)) for v in self._fields(np, np.float64))
+        pupil, axial, constant, others, decay = (backend.to_cpu(plain(v)) for v in self._fields(np, np.float64))
         filter_ = self.blur or Blur(np.ones(1), 1)
         optics = (self.step / filter_.fine, self.floor)
         return pupil_cpu.pack(pupil, axial, optics, np.r_[constant, others], decay, filter_.taps, filter_.fine)
@@ -399,16 +415,9 @@ class Pupil(PSF):
         """The z, of some over the range, at which photons and background fit best."""
         xp, (low, high) = backend.module(data), self.z_range
         count = max(5, math.ceil((high - low) / 0.15))
-        best, least = {}, xp.full(len(data), np.inf, data.dtype)
-        for i in range(count):
-            z = xp.full(len(data), low + (i + 0.5) / count * (high - low), data.dtype)
-            shape = {"x": found["x"], "y": found["y"], "z": z}
-            image = self.render({**shape, "photons": 1.0, "background": 0.0}, data.shape[1:])
-            photons, background, chi2 = moments.brightness(image, data, weights)
-            now = {**shape, "photons": photons, "background": background}
-            best = {k: xp.where(chi2 < least, v, best.get(k, v)) for k, v in now.items()}
-            least = xp.minimum(chi2, least)
-        return best
+        depths = (low + (i + 0.5) / count * (high - low) for i in range(count))
+        shapes = ({"x": found["x"], "y": found["y"], "z": xp.full(len(data), z, data.dtype)} for z in depths)
+        return moments.likeliest(self, shapes, data, weights)
 
     # ---------------------------------------------------------------- files
 
@@ -417,9 +426,9 @@ class Pupil(PSF):
         maps = {"phase": self.phase, "magnitude": self.magnitude}
         return {
             **self._settings(),
-            "zernike": backend.to_cpu(_data(self.zernike)).tolist(),
+            "zernike": backend.to_cpu(plain(self.zernike)).tolist(),
             "modes": [list(mode) for mode in self.modes],
-            **{k: None if v is None else backend.to_cpu(_data(v)).tolist() for k, v in maps.items()},
+            **{k: None if v is None else backend.to_cpu(plain(v)).tolist() for k, v in maps.items()},
         }
 
     def _settings(self) -> dict[str, Any]:
@@ -441,7 +450,7 @@ class Pupil(PSF):
         >>> psf.aberrated({(2, 2): 0.1, (3, 1): -0.2}).zernike.round(3)
         array([ 0.6, -0.2])
         """
-        total = dict(zip(self.modes, _data(self.zernike), strict=True))
+        total = dict(zip(self.modes, plain(self.zernike), strict=True))
         for mode, coefficient in zernike.items():
             total[tuple(mode)] = total.get(tuple(mode), 0.0) + coefficient
         return type(self)(**self._settings(), zernike=total, phase=self.phase, magnitude=self.magnitude)
@@ -451,14 +460,14 @@ class Pupil(PSF):
         from ..data import atomic
 
         maps = {"phase": self.phase, "magnitude": self.magnitude}
-        arrays = {k: backend.to_cpu(_data(v)) for k, v in maps.items() if v is not None}
+        arrays = {k: backend.to_cpu(plain(v)) for k, v in maps.items() if v is not None}
         header = json.dumps({"format": FORMAT, "kind": "Pupil", "settings": self._settings()})
         with atomic(path) as temporary, open(temporary, "wb") as file:
             np.savez(
                 file,
                 header=np.array(header),
                 modes=np.array(self.modes, np.int64).reshape(-1, 2),
-                zernike=backend.to_cpu(_data(self.zernike)),
+                zernike=backend.to_cpu(plain(self.zernike)),
                 **arrays,
             )
 
@@ -487,26 +496,12 @@ def _depth_phase(o: Optics) -> np.ndarray:
     return medium * o.depth - immersion * o.focus
 
 
-def _data(value: Any) -> Any:
-    return value.data if isinstance(value, Tensor) else value
-
-
 def _real(value: Any) -> Any:
     return value if isinstance(value, Tensor) else backend.asarray(value)
 
 
-@op
-def _astype(x, *, dtype):
-    return x.astype(dtype), None
-
-
-@_astype.vjp
-def _(saved, gradient):
-    return (gradient,)  # the tape casts it
-
-
 def _cast(value: Any, xp: Any, dtype: Any) -> Any:
-    return _astype(value, dtype=dtype) if isinstance(value, Tensor) else xp.asarray(value, dtype)
+    return ops.cast(value, dtype=dtype) if isinstance(value, Tensor) else xp.asarray(value, dtype)
 
 
 def _check(na, wavelength, n_immersion, n_medium, pixel_size, samples, dipole, vectorial, depth, moves, blur, bead):

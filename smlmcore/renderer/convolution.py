@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import backend
 from ..autograd import ops, plain
+from ..pictures import sections
 from .conv import MODES, convolve, is_small, separate
 
 SMALLEST = 1e-6  # of a learned kernel's starting value, in units of its mean: from 0 itself nothing grows
@@ -97,6 +98,10 @@ class Convolution:
             return self.kernel
         weights = ops.exp(p["logits"] - plain(p["logits"]).max())
         return weights / weights.sum()
+
+    def pictures(self, p: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The kernel."""
+        return sections("kernel", self.kernel_of(p))
 
     def __call__(self, p: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any:
         """Images (n, *shape) of parameters["image"] (n, *object), and "background" (n,) if given."""

@@ -11,9 +11,10 @@ import numpy as np
 from .. import backend
 from ..autograd import ops, plain
 from ..psf import PSF as Model
+from .psf import PSF
 
 
-class Emitters:
+class Emitters(PSF):
     """Draw many emitters into each image of `shape` (h, w) with the PSF `psf`, each only where it is.
 
     Two layouts of the parameters, arrays or Tensors:
@@ -39,20 +40,7 @@ class Emitters:
                 f"renderer.Emitters got {type(psf).__name__}, whose render takes no image=...; expected a "
                 "Gaussian PSF, or use renderer.PSF with the parameters (n, emitters)"
             )
-        self.psf, self.shape = psf, (int(shape[0]), int(shape[1]))
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether flipped images are images of flipped parameters."""
-        return self.psf.symmetric
-
-    def configuration(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {"psf": self.psf, "shape": self.shape}
-
-    def init(self, rng: np.random.Generator) -> dict[str, Any]:
-        """The learned parameters at the start: none."""
-        return {}
+        super().__init__(psf, shape)
 
     def __call__(self, p: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any:
         """Images (n, h, w) of `parameters`."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..pictures import Picture
 from ..psf import PSF as Model
 
 
@@ -38,6 +39,10 @@ class PSF:
     def model(self, p: Mapping[str, Any]) -> Model:
         """The PSF that draws: always the same."""
         return self.psf
+
+    def pictures(self, p: Mapping[str, Any]) -> dict[str, Picture]:
+        """Those of the PSF, if it has any."""
+        return self.psf.pictures() if hasattr(self.psf, "pictures") else {}
 
     def __call__(self, p: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any:
         """Images (n, h, w) of `parameters`, arrays or Tensors."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..pictures import Picture
 from ..psf import Pupil as Model
 
 
@@ -48,6 +49,10 @@ class Pupil:
     def model(self, p: Mapping[str, Any]) -> Model:
         """The PSF as learned: `p` holds arrays or Tensors."""
         return self.psf.replace(**{name: value * self.unit for name, value in p.items()})
+
+    def pictures(self, p: Mapping[str, Any]) -> dict[str, Picture]:
+        """Those of the PSF as learned."""
+        return self.model(p).pictures()
 
     def __call__(self, p: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any:
         """Images (n, h, w) of `parameters`, arrays or Tensors; differentiable in the pupil as well."""

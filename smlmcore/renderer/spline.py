@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import backend, interpolate
 from ..autograd import no_grad, ops, plain
+from ..pictures import sections
 from .convolution import _per_image
 from .template import product
 
@@ -108,6 +109,10 @@ class Spline:
         with no_grad():
             found = self.at(p, self._lines(p["coefficients"], scale))[0]
         return plain(found)
+
+    def pictures(self, p: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The spline, magnified."""
+        return sections("spline", self.render(p, 4 if len(self.grid) == 2 else 2))
 
     def __call__(self, p: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any:
         """Images (n, h, w) of `parameters`."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import backend, interpolate
 from ..autograd import ops, plain
+from ..pictures import sections
 from .conv import convolve
 from .convolution import _per_image
 
@@ -93,6 +94,10 @@ class Template:
             shape[i] = line.size
             template = convolve(template, line.reshape(*shape), "periodic" if self.method == "fourier" else "same")
         return template
+
+    def pictures(self, p: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The template, blurred."""
+        return sections("template", self.template_of(p))
 
     def __call__(self, p: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any:
         """Images (n, *shape) of `parameters`."""

@@ -15,6 +15,7 @@ from .elementwise import (
     abs2,
     absolute,
     add,
+    cast,
     clip,
     conjugate,
     cos,

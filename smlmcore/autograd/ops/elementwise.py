@@ -212,3 +212,19 @@ def to_complex(x: Array, y: Array) -> Array:
 @to_complex.vjp
 def _(_: None, g: Array) -> tuple:
     return g.real, g.imag
+
+
+@op
+def cast(x: Array, dtype: Any) -> Array:
+    """The same numbers in another dtype.
+
+    >>> import numpy as np
+    >>> cast(np.ones(1), np.float32).dtype
+    dtype('float32')
+    """
+    return x.astype(dtype, copy=False), None
+
+
+@cast.vjp
+def _(_: None, g: Array) -> tuple:
+    return (g,)  # the tape brings it to the dtype of the input

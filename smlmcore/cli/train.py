@@ -1,0 +1,100 @@
+"""`smlmcore train`: a model from images, as a file says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .options import output_arguments, show
+
+SETTINGS = "settings.yaml"
+
+
+def add(commands: Any) -> None:
+    p = commands.add_parser(
+        "train",
+        help="learn a model from images, as a file says",
+        description="Train the model that CONFIG describes (see docs/training.md) and write it to a folder: best.npz, "
+        "the model; last.npz, all that it takes to go on; history.json; camera.npz.  A training that was interrupted "
+        "goes on when it is started again.",
+    )
+    p.add_argument("config", type=Path, metavar="CONFIG.yaml", help="images, camera, model and training")
+    p.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="folder for the results (default: CONFIG.train)")
+    output_arguments(p)
+    p.set_defaults(run=run)
+
+
+def run(config: Path, out: Path | None, overwrite: bool, quiet: bool) -> None:
+    import yaml
+
+    from .. import data
+    from ..training import Trainer
+    from ..training.config import check, model_from
+    from .images import read_images
+
+    if not config.is_file():
+        raise data.DataError(f"{config}: no such file; check the name and the folder")
+    settings = data.read_yaml(config)
+    out = config.with_suffix(".train") if out is None else out
+    try:
+        check(settings)
+        stored = _stored(out, settings, overwrite)
+        camera = settings.get("camera", {})
+        given = {"camera": config.parent / camera} if isinstance(camera, str) else dict(camera)
+        images, camera = read_images(config.parent / settings["images"], given)
+        if given:
+            raise ValueError(f"camera got the setting {next(iter(given))!r}; expected offset, gain, read_noise, ...")
+        model = model_from(settings["model"], images.shape[1:])
+        arguments = {"folder": out, "resume": stored, "progress": not quiet, **settings.get("training", {})}
+        trainer = Trainer(model, images, camera.variance, **arguments)
+    except (ValueError, TypeError) as error:
+        raise data.DataError(f"{config}: {error}" if str(config) not in str(error) else str(error)) from None
+    camera.save(out / "camera.npz")
+    with data.atomic(out / SETTINGS) as temporary:
+        temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    try:
+        history = trainer.run()
+    except KeyboardInterrupt:
+        message = f"interrupted after {trainer.step} steps, which are saved; the same command goes on with them"
+        raise KeyboardInterrupt(message) from None
+    with data.atomic(out / "history.json") as temporary:
+        plain = {name: [None if np.isnan(v) else v for v in values] for name, values in history.items()}
+        temporary.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    if not quiet:
+        loss = np.array(history["validation"])
+        first, best = int(np.flatnonzero(~np.isnan(loss))[0]), int(np.nanargmin(loss))
+        show(
+            {
+                "model": out / "best.npz",
+                "images": f"{len(trainer.trained)} trained on, {len(trainer.held_out)} held out",
+                "epochs": f"{len(loss)}, the best is {best + 1}",
+                "loss": f"{loss[best]:.5f} nats per pixel, {loss[first]:.5f} after epoch {first + 1}",
+                "seconds": f"{history['seconds'][-1]:.1f}",
+                **({"stopped": trainer.stopped} if trainer.stopped else {}),
+            }
+        )
+
+
+def _stored(out: Path, settings: dict[str, Any], overwrite: bool) -> bool:
+    """Whether to go on with what lies in `out`; removes that on `overwrite`, refuses another training's."""
+    from .. import data
+
+    if out.exists() and not out.is_dir():
+        raise data.DataError(f"{out}: is a file; give the name of a folder")
+    if overwrite:
+        for name in ("last.npz", "best.npz", "history.json", "camera.npz", SETTINGS):
+            (out / name).unlink(missing_ok=True)
+    elif (out / SETTINGS).exists() and (out / "last.npz").exists():
+        if _comparable(data.read_yaml(out / SETTINGS)) != _comparable(settings):
+            raise data.DataError(f"{out}: holds a training with other settings; name another folder, or --overwrite")
+        return True
+    return False
+
+
+def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings but for the number of epochs, which may grow."""
+    training = {k: v for k, v in settings.get("training", {}).items() if k != "epochs"}
+    return {**settings, "training": training}

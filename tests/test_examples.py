@@ -1,0 +1,51 @@
+"""Every example runs with --quick in a process of its own and ends in a table, a report and a picture."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples"
+DATA = Path(os.environ.get("SMLMCORE_DATA", "../shared/data"))
+NEEDS = {"deconvolution": DATA / "deconvolution_bars"}  # what some read from SMLMCORE_DATA
+
+# What a report must hold after a short training: path of keys -> lowest and highest value.
+LIMITS = {
+    "single_gaussian": {("refined", "x", "rmse_over_crlb"): (0.8, 1.2), ("encoder", "fits"): (256, 256)},
+    "astigmatic": {("refined", "z", "rmse_over_crlb"): (0.8, 1.2), ("encoder", "fits"): (256, 256)},
+    "blind_pupil": {("zernike_error",): (0, 0.02), ("refined", "x", "rmse_over_crlb"): (0.8, 1.2)},
+    "spline_psf": {("2-D, noiseless", "R2"): (0.98, 1), ("3-D, noisy", "loss / noise floor"): (0.8, 1.3)},
+    "template_tracking": {("MSE / noise floor",): (0.9, 1.2)},
+    "deconvolution": {("blurred image", "dB"): (15, 30), ("given kernel, refined", "dB"): (25, 35)},
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
+def test_example(name, tmp_path):
+    if name in NEEDS and not NEEDS[name].is_dir():
+        pytest.skip(f"{NEEDS[name]} is not there: set SMLMCORE_DATA")
+    command = [sys.executable, FOLDER / f"{name}.py", "--quick", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) > 1
+    report = json.loads((tmp_path / "report.json").read_text())
+    numbers = dict(flat(report))
+    assert numbers
+    assert all(map(math.isfinite, numbers.values()))
+    for keys, (low, high) in LIMITS.get(name, {}).items():
+        assert low <= numbers[keys] <= high, (keys, numbers[keys])
+    assert (tmp_path / "report.png").stat().st_size > 10_000
+
+
+def flat(report, keys=()):
+    """All numbers of a report, by their path of keys."""
+    for key, value in report.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, (*keys, key))
+        elif not isinstance(value, str):
+            yield (*keys, key), value
