@@ -23,11 +23,12 @@ from smlmcore.psf import Gaussian2D
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--quick", action="store_true", help="fewer images and steps")
+parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--out", type=Path, default=Path("results/several_emitters"))
 options = parser.parse_args()
 steps, count = (400, 500) if options.quick else (3000, 4000)
 shape, places, sigma, background = (32, 32), 4, 1.3, 10.0
-rng = np.random.default_rng(0)
+rng = np.random.default_rng(options.seed)
 
 # images: four places each, half of them off
 on = rng.random((count, places)) < 0.5
@@ -46,7 +47,7 @@ prior = Prior(
     read_noise=(0, 0.1), uneven=0.0,
 )  # fmt: skip
 start = time.perf_counter()
-network = learn(Network(prior), steps)
+network = learn(Network(prior), steps, seed=options.seed)
 seconds = time.perf_counter() - start
 
 # find, then refine
@@ -84,7 +85,7 @@ for ax, k in zip(figure.subplots(2, 4).flat, np.flatnonzero(on.sum(1) >= 2), str
         ax.plot(table["x"][table["frame"] == k], table["y"][table["frame"] == k], style, ms=13)
     ax.axis("off")
 figure.suptitle("cyan +: truth, yellow x: network, red: refined; every second place is off")
-figure.savefig(options.out / "several_emitters.png", dpi=80)
+figure.savefig(options.out / "report.png", dpi=80)
 
 for name, numbers in report.items():
     if isinstance(numbers, dict):

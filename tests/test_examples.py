@@ -21,6 +21,8 @@ LIMITS = {
     "blind_pupil": {("zernike_error",): (0, 0.02), ("refined", "x", "rmse_over_crlb"): (0.8, 1.2)},
     "spline_psf": {("2-D, noiseless", "R2"): (0.98, 1), ("3-D, noisy", "loss / noise floor"): (0.8, 1.3)},
     "template_tracking": {("MSE / noise floor",): (0.9, 1.2)},
+    "dense_emitters": {("60 per frame, network of the package, refined", "jaccard"): (0.97, 1)},
+    "several_emitters": {("refined", "jaccard"): (0.98, 1), ("refined", "rmse over CRLB, isolated"): (0.85, 1.15)},
     "deconvolution": {("blurred image", "dB"): (15, 30), ("given kernel, refined", "dB"): (25, 35)},
 }
 
