@@ -84,6 +84,7 @@ def fit_learned(
     together = _located(frame, rows, psf, sigma)
     # alone after all, and of another width than usual: the fit of its own, in which the width is free
     single = ~_crowded(together, together, len(frames), reach) & ~_crowded(together, certain, len(frames), reach)
+    together.crowded = ~single
     own = _crowded(doubtful, together.rows(single), len(frames), 0.5) & (doubtful.status == fit.Status.converged)
     own &= whole_spot & _unusual(doubtful, psf, sigma)
     replaced = single & _crowded(together, doubtful.rows(own), len(frames), 0.5)

@@ -136,7 +136,7 @@ def general() -> Network:
 def whole(where: np.ndarray) -> np.ndarray:
     """`where` with all squares of a block as soon as more than FEW of them are to be looked at: it costs no more.
 
-    >>> where = np.zeros((1, 8, 8), bool); where[0, :3, :3] = True
+    >>> where = np.zeros((1, 8, 8), bool); where[0, :4, :4] = True
     >>> whole(where).all()
     np.True_
     """

@@ -160,6 +160,7 @@ def run(
         ("method", method, method in METHODS, ", ".join(METHODS)),
         ("method", method, method != "network" or psf is None or isinstance(psf, Gaussian2D), "fit for this PSF"),
         ("learn", learn, not learn or (method != "fit" and model is None), "another method than fit, and no model"),
+        ("learn", learn, not learn or psf is None or isinstance(psf, Gaussian2D), "False for this PSF"),
     ):  # an error now rather than in a worker, or at the end
         if not good:
             raise ValueError(f"localize got {name}={value!r}; expected {expected}")
