@@ -20,7 +20,7 @@ setup(
     packages=[*find_packages(include=["smlmcore", "smlmcore.*"]), "smlmcore.kernels"],
     package_dir={"smlmcore.kernels": "kernels"},
     package_data={
-        "smlmcore": ["*.h"],
+        "smlmcore": ["*.h", "napari.yaml"],
         "smlmcore.localize": ["*.npz"],
         "smlmcore.fit": ["*.template"],
         "smlmcore.kernels": ["*.cu", "*.cuh"],
@@ -56,8 +56,10 @@ setup(
         ],
         "board": ["tensorboardX"],
         "dask": ["dask", "distributed"],
+        "napari": ["napari"],
         "bench": [
             "pytest-benchmark",
+            "bm3d",
             "picassosr",
             "threadpoolctl",
             "torch",
@@ -67,7 +69,10 @@ setup(
             "psfmodels",
         ],
     },
-    entry_points={"console_scripts": ["smlmcore = smlmcore.cli:main"]},
+    entry_points={
+        "console_scripts": ["smlmcore = smlmcore.cli:main"],
+        "napari.manifest": ["smlmcore = smlmcore:napari.yaml"],
+    },
     classifiers=[
         "License :: OSI Approved :: MIT License",
         "Programming Language :: Python :: 3",

@@ -65,7 +65,7 @@ for ax, (title, (volume, its_kernel)) in zip(figure.subplots(2, 6).T, columns.it
         ax[1].set_title("kernel, x-z, logarithmic", fontsize=9)
     for a in ax:
         a.axis("off")
-figure.savefig(options.out / "deconvolution.png", dpi=90)
+figure.savefig(options.out / "report.png", dpi=90)
 
 for name, numbers in report.items():
     print(f"{name:<44}" + "  ".join(f"{key} {value:.4g}" for key, value in numbers.items()))

@@ -19,7 +19,7 @@ parser.add_argument("--quick", action="store_true", help="fewer images and epoch
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--out", type=Path, default=Path("results/spline_psf"))
 options = parser.parse_args()
-count, epochs = (512, 60) if options.quick else (1024, 240)
+count, epochs = (256, 30) if options.quick else (1024, 240)
 shape = (15, 15)
 rng = np.random.default_rng(options.seed)
 place = {k: rng.uniform(6.2, 7.8, count) for k in ("x", "y")}
@@ -43,7 +43,7 @@ def learn(images, draw, z=None):
     model = fit.FitModel(
         encoder.Table(table.shape, initial=table), mapper.Direct(columns, solve=("photons", "background")), draw
     ).init(rng)
-    history = training.Trainer(model, images, epochs=epochs, batch=128, rate=3e-2, decay=0.0).run()
+    history = training.Trainer(model, images, epochs=epochs, batch=count // 8, rate=3e-2, decay=0.0).run()
     return model, model(model.parameters, images.astype(np.float32))[1], history["seconds"][-1]
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "config",
     "data",
     "deconvolution",
+    "denoising",
     "encoder",
     "fit",
     "interop",

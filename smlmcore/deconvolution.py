@@ -51,6 +51,7 @@ def deconvolve(
     background: float = 0.0,
     variance: Any = 0.0,
     start: Any = None,
+    deviance: float | None = None,
     progress: bool = False,
 ) -> Deconvolved:
     """The object that, blurred by `kernel`, explains `image` (y, x) or (z, y, x) in photoelectrons.
@@ -63,7 +64,9 @@ def deconvolve(
 
     `kernel`: non-negative, centre at element size // 2, brought to unit sum; `background`: photoelectrons per pixel
     that no kernel has blurred; `variance`: of the read noise, scalar or map; `start`: object to start from, default
-    uniform; NaN pixels of the image carry no information.
+    uniform; NaN pixels of the image carry no information.  `deviance`: end earlier, as soon as the mean deviance of a
+    pixel is down to this; noise alone gives about 1, and what explains more explains noise (Morozov's discrepancy
+    principle), which blind deconvolution does with a kernel that becomes ever narrower.
 
     >>> sharp = np.zeros((9, 9)); sharp[4, 4] = 100
     >>> blur = np.outer([1, 2, 1], [1, 2, 1]) / 16
@@ -94,6 +97,8 @@ def deconvolve(
             raise ValueError(f"deconvolve got start of shape {guess.shape}; expected {plan.image}, no value negative")
     guess = guess.astype(image.dtype)
     losses: list[float] = []
+    perfect = float(xp.where(mask, data - data * xp.log(xp.maximum(data, floor)), 0).mean(dtype=np.float64))
+    end = -np.inf if deviance is None else perfect + deviance / 2 * float(mask.mean())
 
     def ratio(transform: Any) -> Any:
         mean = xp.maximum(plan.back(transform * spectrum, plan.offset, plan.out), 0) + rest
@@ -105,6 +110,8 @@ def deconvolve(
     for i in tqdm(steps, desc="deconvolving", disable=None if progress else True):
         transform = plan.forward(guess)
         found = plan.forward(ratio(transform))
+        if losses[-1] <= end:
+            break
         follow = refine is not None and i > refine and i % every == 0
         if follow:
             step = even(plan.back(found * transform.conj(), back, plan.kernel))

@@ -34,6 +34,7 @@ LEAST = 0.1  # of the mean of all images: the smallest mean that a pixel's noise
 GAIN = 8  # features in a spread: with so many, softplus bends close to 0 only
 RATE = 5e-3  # highest learning rate
 CROP, CROPS, EPOCH = 64, 6, 100  # pixels of a side and splits of a training step, steps of an epoch
+STEPS, PASSES = 2000, 1500  # the most steps, and times that each pixel is seen, if nothing else is asked for
 LARGE, TILE = 512, 256  # pixels of a side, above which an image is denoised in tiles, and of a tile
 
 
@@ -51,7 +52,7 @@ def denoise(
     variance: Any = 0.0,
     *,
     psf: Any = None,
-    steps: int = 2000,
+    steps: int | None = None,
     splits: int = 32,
     width: int = 24,
     seed: int = 0,
@@ -61,18 +62,21 @@ def denoise(
 
     `variance` of the read noise in squared photoelectrons: a number, a map (y, x) or one for each image; pixels that
     are NaN or infinite (dead, saturated) in either are left out, and filled in.  `psf`: kernel, non-negative; the
-    result is then an object blurred by it.  `steps`: training steps, of 12 crops of 64 x 64; `splits`: over how many
-    halves of each image the mean is taken in the end; `width`: channels of the U-Net at full resolution.  Same seed,
-    same result.
+    result is then an object blurred by it.  `steps`: training steps, of 12 crops of 64 x 64 pixels; by default 2000,
+    but fewer for a few images, before their noise is learned by heart.  `splits`: over how many halves of each image
+    the mean is taken in the end; `width`: channels of the U-Net at full resolution.  Same seed, same result.
 
     >>> noisy = np.random.default_rng(0).poisson(20.0, (2, 12, 15))
     >>> clean = denoise(noisy, steps=20, splits=4, width=4).images
     >>> clean.shape, bool(clean.std() < 0.7 * noisy.std())
     ((2, 12, 15), True)
     """
-    if min(steps, splits, width) < 1:
+    if min(1 if steps is None else steps, splits, width) < 1:
         raise ValueError(f"denoise got steps={steps}, splits={splits}, width={width}; expected at least 1 of each")
     y, v = _check(images, variance)
+    if steps is None:
+        seen = 2 * CROPS * min(CROP, y.shape[1]) * min(CROP, y.shape[2])  # pixels of a step
+        steps = min(STEPS, max(EPOCH, PASSES * y.size // max(seen, 1)))
     known = y[v < np.inf]
     if known.size == 0:
         raise ValueError(f"denoise got images of shape {np.shape(images)} with no pixel to learn from")

@@ -235,3 +235,23 @@ def test_killed_and_resumed(tmp_path):
     assert all(whole[step] == loss for step, loss in killed.items())
     with np.load(tmp_path / "whole/best.npz") as a, np.load(tmp_path / "killed/best.npz") as b:
         assert all(np.array_equal(a[name], b[name]) for name in a.files)
+
+
+def test_a_source_is_resumed_exactly(tmp_path):
+    class Draws:
+        def draw(self, rng, n):
+            return rng.uniform(-1, 1, n), 0.0, None
+
+    def train(folder, stop_after=None, **settings):
+        watch = Losses(stop_after)
+        settings = {"epochs": 3, "steps": 5, "batch": 16, "save_every": 1, "callbacks": [watch], **settings}
+        return Trainer(Curve(), Draws(), folder=folder, **settings), watch
+
+    whole, losses = train(None)
+    whole.run()
+    first, _ = train(tmp_path, stop_after=8)
+    with pytest.raises(RuntimeError, match="power"):
+        first.run()
+    second, rest = train(tmp_path, resume=True)
+    np.testing.assert_array_equal(second.run()["validation"], whole.history["validation"])
+    assert rest.losses == losses.losses[7:]

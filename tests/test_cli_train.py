@@ -12,7 +12,7 @@ import pytest
 import tifffile
 
 import smlmcore
-from smlmcore import cli, data, denoising, fit, psf, training
+from smlmcore import cli, data, denoising, fit, psf, testing, training
 from smlmcore.camera import Camera
 from smlmcore.training import checkpoint
 
@@ -176,6 +176,21 @@ def test_mistakes_in_the_file(config, capsys, change, message):
     assert message in err
     assert one_line(err)
     assert not list(config.parent.glob("spots.train/*"))
+
+
+@pytest.mark.skipif("cuda" in testing.bodies(), reason="there is a GPU here")
+def test_without_a_gpu_one_line_says_so(config, capsys):
+    status, out, err = run(capsys, "train", config, "--device", "gpu")
+    assert (status, out) == (2, "")
+    assert "GPU" in err
+    assert one_line(err)
+
+
+def test_a_file_in_the_place_of_the_folder(config, capsys):
+    status, _, err = run(capsys, "train", config, "--out", config, "--quiet")
+    assert status == 2
+    assert "is a file" in err
+    assert config.read_text() == CONFIG
 
 
 def test_data_without_information_are_named_at_the_start(config, spots, capsys):

@@ -1,19 +1,25 @@
 """Convolutions against scipy, torch, the adjoint identity and numerical gradients: direct, and Winograd's."""
 
+import ctypes
 import importlib
+import importlib.util
 import os
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numba
 import numpy as np
 import pytest
 from scipy.signal import correlate
 
-from smlmcore import kernel
+from smlmcore import kernel, layers
 from smlmcore.autograd import Tensor, check_gradient
-from smlmcore.layers import Conv2d, blas, conv, simd, winograd
+from smlmcore.layers import Conv2d, blas, compiled, conv, simd, vectors, winograd
+from smlmcore.layers.compiled import at
 
+half = importlib.import_module("smlmcore.layers.half")
 module = importlib.import_module("smlmcore.layers.conv")
 
 # n, size, c, d, k, stride, pad, activation
@@ -167,7 +173,7 @@ def test_vector_code_equals_plain_loops(monkeypatch, vector, rows, width, accumu
     @numba.njit
     def run(x, weight, out, init, table, length, row, step, init_row):
         tile(
-            simd.at(x, 1), simd.at(weight, 0), simd.at(out, 0), simd.at(init, 0), simd.at(table, 0), table.size,
+            at(x, 1), at(weight, 0), at(out, 0), at(init, 0), at(table, 0), table.size,
             length, row, step, width, width, init_row,
         )  # fmt: skip
 
@@ -189,12 +195,12 @@ def test_vector_code_equals_plain_loops(monkeypatch, vector, rows, width, accumu
 @pytest.mark.parametrize("vector", [8, 16])
 def test_transforms_of_grids_equal_numpy(monkeypatch, vector):
     """`separable` is function ⊗ function on each channel, also for counts that are no whole number of vectors."""
-    monkeypatch.setattr(simd, "VECTOR", vector)
-    transform = simd.separable(winograd._input, 6)
+    monkeypatch.setattr(vectors, "VECTOR", vector)
+    transform = vectors.separable(winograd._input, 6)
 
     @numba.njit
     def run(source, target, count):
-        transform(simd.at(source, 2), 200, 30, simd.at(target, 1), 180, 30, count)
+        transform(at(source, 2), 200, 30, at(target, 1), 180, 30, count)
 
     matrix = np.array(winograd._input(*np.eye(6)))
     x, y = np.random.default_rng(4).normal(size=1400).astype(np.float32), np.zeros(1100, np.float32)
@@ -263,20 +269,81 @@ def test_input_gradient_of_plain_images_is_not_computed(monkeypatch):
     assert p["bias"].grad.tolist() == [32, 32]
 
 
-@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[2], SHAPES[6], SHAPES[9], SHAPES[12], SHAPES[13]])
-def test_products_of_a_blas_give_the_same(shape):
-    """What runs on a GPU through cuBLAS, here with NumPy's BLAS, in float64."""
-    x, weight, bias, gradient = draw(*shape, np.float64)
-    want = run(x, weight, bias, gradient, **settings(shape))
+def products(shape, x, weight, bias, gradient):
+    """What runs on a GPU through cuBLAS, here with NumPy's: value and the three gradients."""
     x, gradient, weight = module.planes(x), module.planes(gradient), module.planes(weight, 0)
-    out, slope = np.empty(gradient.shape), np.empty(gradient.size)
+    out, slope = np.empty_like(gradient), np.empty(gradient.size, x.dtype)
     blas.forward(x, weight, bias, shape[5], shape[6], module.code(shape[7]), out, slope)
     g = blas.sloped(gradient, slope)
     dx, dw, db = np.empty_like(x), np.empty_like(weight), np.empty_like(bias)
     blas.input_gradient(g, weight, shape[5], shape[6], dx)
     blas.weight_gradient(x, g, shape[5], shape[6], dw, db)
-    for a, b in zip((out, dx, dw, db), want, strict=True):
+    return out, dx, dw, db
+
+
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[2], SHAPES[6], SHAPES[9], SHAPES[12], SHAPES[13]])
+def test_products_of_a_blas_give_the_same(shape):
+    arrays = draw(*shape, np.float64)
+    for a, b in zip(products(shape, *arrays), run(*arrays, **settings(shape)), strict=True):
         np.testing.assert_allclose(a.reshape(b.shape), b, rtol=0, atol=1e-11 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[6], SHAPES[13]])
+def test_half_precision_neither_overflows_nor_vanishes(shape, size):
+    """Factors of 11 bits: each product is off by 2^-11 of it at most, and these errors add up like random ones."""
+    x, weight, bias, gradient = draw(*shape, np.float32)
+    arrays = x * np.float32(size), weight, bias, gradient * np.float32(size)
+    with layers.half():
+        got, on_cpu = products(shape, *arrays), run(*arrays, **settings(shape))
+    for a, b in zip(on_cpu, run(*arrays, **settings(shape)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(got, on_cpu, strict=True):
+        assert a.dtype == np.float32
+        np.testing.assert_allclose(a.reshape(b.shape), b, rtol=0, atol=2**-11 * np.abs(b).max())
+    with layers.half():  # float64 stays as it is
+        for a, b in zip(products(shape, *draw(*shape, np.float64)), run(*draw(*shape, np.float64), **settings(shape)),
+                        strict=True):  # fmt: skip
+            np.testing.assert_allclose(a.reshape(b.shape), b, rtol=0, atol=1e-11 * np.abs(b).max())
+
+
+class FakeCublas:
+    """`gemmEx` as NVIDIA documents it, on memory of the host: columns first, C = alpha op(A) op(B) + beta C."""
+
+    CUBLAS_OP_N, CUBLAS_OP_T, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT = 0, 1, 68, -1
+
+    def gemmEx(self, handle, ta, tb, m, n, k, alpha, a, a_type, lda, b, b_type, ldb, beta, c, c_type, ldc, kind, algo):
+        assert (a_type, b_type, c_type, kind, algo) == (2, 2, 0, 68, -1)
+
+        def columns(address, count, leading, dtype, rows):
+            assert leading >= rows
+            memory = (ctypes.c_char * (np.dtype(dtype).itemsize * leading * count)).from_address(address)
+            return np.frombuffer(memory, dtype).reshape(count, leading)[:, :rows].T
+
+        one, two = (ctypes.c_float.from_address(p).value for p in (alpha, beta))
+        left = columns(a, m, lda, np.float16, k).T if ta else columns(a, k, lda, np.float16, m)
+        right = columns(b, k, ldb, np.float16, n).T if tb else columns(b, n, ldb, np.float16, k)
+        result = columns(c, n, ldc, np.float32, m)
+        result[...] = one * left.astype(np.float32) @ right.astype(np.float32) + two * result
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_call_of_cublas(transposed):
+    class Array(np.ndarray):
+        data = property(lambda self: SimpleNamespace(ptr=self.ctypes.data))
+
+    rng = np.random.default_rng(4)
+    a, b = (
+        rng.normal(size=(7, 3)).astype(np.float16).view(Array),
+        rng.normal(size=(3, 5)).astype(np.float16).view(Array),
+    )
+    if transposed:
+        a = np.ascontiguousarray(a.T).view(Array).T
+    out = rng.normal(size=(7, 5)).astype(np.float32).view(Array)
+    want = out.copy()
+    half.add_product(want.view(np.ndarray), a.view(np.ndarray), b.view(np.ndarray))
+    half._gemm(FakeCublas(), 0, out, a, b)
+    np.testing.assert_allclose(out.view(np.ndarray), want.view(np.ndarray), rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [SHAPES[2], SHAPES[10]])
@@ -331,7 +398,7 @@ def test_mixed_dtypes():
 
 def test_a_change_of_the_sources_changes_the_names_in_numbas_cache():
     for function in (module.direct._forward, winograd._forward, simd._pack):
-        assert function.py_func.__qualname__.endswith(simd.DIGEST)
+        assert function.py_func.__qualname__.endswith(compiled.DIGEST)
 
 
 def test_every_kernel_is_registered():
@@ -354,3 +421,21 @@ def test_initial_parameters_keep_the_variance():
     # the variance of a sample variance is 2 / size
     assert abs(p["weight"].var() / (2 / 288) - 1) < 5 * (2 / size) ** 0.5
     assert not p["bias"].any()
+
+
+def test_code_of_other_types_in_the_cache_is_not_called(tmp_path):
+    """What two processes leave that compile at a time: one file with the code of the other."""
+    (tmp_path / "doubled.py").write_text(
+        "from smlmcore.layers.compiled import njit\n@njit()\ndef doubled(x):\n    return 2 * x.sum()\n"
+    )
+
+    def results():
+        spec = importlib.util.spec_from_file_location("doubled", tmp_path / "doubled.py")
+        found = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(found)
+        return [found.doubled(np.arange(4, dtype=dtype)) for dtype in (np.float32, np.float64)]
+
+    assert results() == [12, 12]
+    one, two = tmp_path.rglob("*.nbc")
+    shutil.copy(two, one)
+    assert results() == [12, 12]

@@ -102,3 +102,32 @@ def test_volumes(rng):
 def test_errors(change, words, bars):
     with pytest.raises(ValueError, match=words):
         deconvolve(**{"image": bars, "kernel": KERNEL, "iterations": 1, **change})
+
+
+def test_a_symmetric_kernel_stays_so_and_helps_where_its_start_is_a_guess(bars, rng):
+    bars *= 50
+    data = rng.poisson(blurred(bars))
+    guess = np.zeros((9, 8))
+    guess[3:6, 3:6] = [[1, 4, 2], [4, 9, 3], [1, 3, 1]]
+    free, tied = (deconvolve(data, guess, 300, refine=20, symmetric=s) for s in (False, True))
+    k = tied.kernel
+    np.testing.assert_allclose(k, k[::-1], atol=1e-12)
+    np.testing.assert_allclose(k[:, 1:], k[:, :0:-1], atol=1e-12)
+    assert (np.diff(tied.loss) <= 1e-9 * np.abs(tied.loss[0])).all()
+    assert np.abs(k - KERNEL).sum() < np.abs(free.kernel - KERNEL).sum()
+    square = deconvolve(data, np.ones((3, 3)) + np.eye(3, k=1), 30, refine=5, every=1, symmetric=True).kernel
+    np.testing.assert_allclose(square, square.T, atol=1e-12)
+
+
+def test_it_ends_where_the_residual_is_noise_alone(bars, rng):
+    bars = bars + 40
+    data = rng.poisson(blurred(bars)).astype(float)
+    data[3, 4] = np.nan
+    found = deconvolve(data, KERNEL, 2000, deviance=1.0)
+    seen, mean = np.isfinite(data), found.prediction
+    ratio = np.where(seen & (data > 0), data, 1) / np.where(data > 0, mean, 1)
+    deviance = 2 * np.where(seen, mean - data + data * np.log(ratio), 0)[seen].mean()
+    assert 0.97 < deviance <= 1
+    assert len(found.loss) < 200
+    error, later = (np.sqrt(((f.object - bars) ** 2).mean()) for f in (found, deconvolve(data, KERNEL, 2000)))
+    assert error < later

@@ -23,7 +23,7 @@ LIMITS = {
     "template_tracking": {("MSE / noise floor",): (0.9, 1.2)},
     "dense_emitters": {("60 per frame, network of the package, refined", "jaccard"): (0.97, 1)},
     "several_emitters": {("refined", "jaccard"): (0.98, 1), ("refined", "rmse over CRLB, isolated"): (0.85, 1.15)},
-    "deconvolution": {("blurred image", "dB"): (15, 30), ("given kernel, refined", "dB"): (25, 35)},
+    "deconvolution": {("blurred image", "dB"): (15, 30), ("given kernel, refined with the object", "dB"): (25, 35)},
 }
 
 

@@ -126,7 +126,7 @@ def test_same_result_on_both_sides(call, side):
 
 
 @pytest.mark.parametrize("side", ["numpy", "cupy"])
-def test_training_and_detection(side):
+def test_training_and_detection(side, tmp_path):
     if side == "cupy" and "cuda" not in testing.bodies():
         pytest.skip("no GPU with CuPy here")
     move = backend.to_gpu if side == "cupy" else np.asarray
@@ -134,8 +134,12 @@ def test_training_and_detection(side):
     model = fit.gaussian2d(SHAPE, width=8, hidden=16).init(np.random.default_rng(0))
     if side == "cupy":
         model.to_gpu()
-    history = Trainer(model, move(images), epochs=2, batch=16).run()
+    settings = {"batch": 16, "folder": tmp_path, "average": 0.9, "resume": True}
+    Trainer(model, move(images), epochs=1, **settings).run()
+    history = Trainer(model, move(images), epochs=2, **settings).run()
+    assert len(history["validation"]) == 2
     assert np.isfinite(history["validation"]).all()
+    assert all(backend.is_gpu(p) == (side == "cupy") for p in model.parameters.values())
     result = model.refine(move(images))
     assert backend.is_gpu(result.parameters) == (side == "cupy")
     frames = np.full((2, 32, 32), 10.0)
@@ -144,3 +148,24 @@ def test_training_and_detection(side):
     assert found["frame"].tolist() == [1]
     cut, _ = localize.cut(move(frames), found, 7)
     assert backend.is_gpu(cut) == (side == "cupy")
+
+
+@pytest.mark.parametrize("side", ["numpy", "cupy"])
+def test_half_precision(side):
+    """Exact on the CPU, which does not use it; on the GPU every factor has 11 bits."""
+    if side == "cupy" and "cuda" not in testing.bodies():
+        pytest.skip("no GPU with CuPy here")
+    move = backend.to_gpu if side == "cupy" else np.asarray
+    rng = np.random.default_rng(5)
+    layer, x = layers.Conv2d(16, 24, activation="gelu"), rng.normal(size=(4, 20, 19, 16))
+    p = layer.init(rng, np.float64)
+
+    def gradients(move, dtype):
+        t = {k: Tensor(move(v.astype(dtype))) for k, v in p.items()}
+        layer(t, move(x.astype(dtype))).sum().backward()
+        return [backend.to_cpu(v.grad) for v in t.values()]
+
+    with layers.half():
+        found = gradients(move, np.float32)
+    for a, b in zip(found, gradients(np.asarray, np.float64), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=(1e-5 if side == "numpy" else 2e-3) * np.abs(b).max())

@@ -59,14 +59,14 @@ def run(
         raise data.DataError(f"{file}: is no model of this library, or damaged; write it again") from None
     usual = Camera.load(file.with_name("camera.npz")) if file.with_name("camera.npz").exists() else None
     pixels, camera = read_images(images, options, usual)
-    values = learned.predict(pixels, camera.variance)
+    values, more = learned.predict(pixels, camera.variance), {}
     if refine:
         with tqdm(total=len(pixels), desc="refining", unit="image", disable=True if quiet else None) as bar:
             result = learned.refine(pixels, camera.variance, values, progress=bar.update)
         values = {**values, **{name: getattr(result, name) for name in result.names}}
-        values |= {f"{name}_error": result.errors[:, i] for i, name in enumerate(result.names)}
-        values |= {name: getattr(result, name) for name in ("status", "iterations", "log_likelihood", "chi2")}
-    write_table(out, values, len(pixels))
+        more = {f"{name}_error": result.errors[:, i] for i, name in enumerate(result.names)}
+        more |= {name: getattr(result, name) for name in ("status", "iterations", "log_likelihood", "chi2")}
+    write_table(out, {**values, **more}, len(pixels))
     if rendered is not None:
         write_images(rendered, learned.renderer(part(learned.parameters, "renderer"), values), camera)
     if not quiet:

@@ -11,6 +11,7 @@ import numpy as np
 from .options import output_arguments, show
 
 SETTINGS = "settings.yaml"
+RESULTS = "last.npz", "best.npz", "history.json", "camera.npz", SETTINGS
 
 
 def add(commands: Any) -> None:
@@ -23,14 +24,15 @@ def add(commands: Any) -> None:
     )
     p.add_argument("config", type=Path, metavar="CONFIG.yaml", help="images, camera, model and training")
     p.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="folder for the results (default: CONFIG.train)")
+    p.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="where to compute (default: cpu)")
     output_arguments(p)
     p.set_defaults(run=run)
 
 
-def run(config: Path, out: Path | None, overwrite: bool, quiet: bool) -> None:
+def run(config: Path, out: Path | None, device: str, overwrite: bool, quiet: bool) -> None:
     import yaml
 
-    from .. import data
+    from .. import backend, data
     from ..training import Trainer
     from ..training.config import check, model_from
     from .images import read_images
@@ -41,7 +43,7 @@ def run(config: Path, out: Path | None, overwrite: bool, quiet: bool) -> None:
     out = config.with_suffix(".train") if out is None else out
     try:
         check(settings)
-        stored = _stored(out, settings, overwrite)
+        stored = not overwrite and _stored(out, settings)
         camera = settings.get("camera", {})
         given = {"camera": config.parent / camera} if isinstance(camera, str) else dict(camera)
         images, camera = read_images(config.parent / settings["images"], given)
@@ -49,7 +51,14 @@ def run(config: Path, out: Path | None, overwrite: bool, quiet: bool) -> None:
             raise ValueError(f"camera got the setting {next(iter(given))!r}; expected offset, gain, read_noise, ...")
         model = model_from(settings["model"], images.shape[1:])
         arguments = {"folder": out, "resume": stored, "progress": not quiet, **settings.get("training", {})}
-        trainer = Trainer(model, images, camera.variance, **arguments)
+        variance = camera.variance
+        if device == "gpu":
+            images, variance = backend.to_gpu(images), backend.to_gpu(np.asarray(variance))
+            model.init(np.random.default_rng(arguments.get("seed", 0))).to_gpu()
+        if overwrite:
+            for name in RESULTS:
+                (out / name).unlink(missing_ok=True)
+        trainer = Trainer(model, images, variance, **arguments)
     except (ValueError, TypeError) as error:
         raise data.DataError(f"{config}: {error}" if str(config) not in str(error) else str(error)) from None
     camera.save(out / "camera.npz")
@@ -78,20 +87,15 @@ def run(config: Path, out: Path | None, overwrite: bool, quiet: bool) -> None:
         )
 
 
-def _stored(out: Path, settings: dict[str, Any], overwrite: bool) -> bool:
-    """Whether to go on with what lies in `out`; removes that on `overwrite`, refuses another training's."""
+def _stored(out: Path, settings: dict[str, Any]) -> bool:
+    """Whether a training with these settings lies in `out`; `DataError` if it is another one."""
     from .. import data
 
-    if out.exists() and not out.is_dir():
-        raise data.DataError(f"{out}: is a file; give the name of a folder")
-    if overwrite:
-        for name in ("last.npz", "best.npz", "history.json", "camera.npz", SETTINGS):
-            (out / name).unlink(missing_ok=True)
-    elif (out / SETTINGS).exists() and (out / "last.npz").exists():
-        if _comparable(data.read_yaml(out / SETTINGS)) != _comparable(settings):
-            raise data.DataError(f"{out}: holds a training with other settings; name another folder, or --overwrite")
-        return True
-    return False
+    if not (out / SETTINGS).exists() or not (out / "last.npz").exists():
+        return False
+    if _comparable(data.read_yaml(out / SETTINGS)) != _comparable(settings):
+        raise data.DataError(f"{out}: holds a training with other settings; name another folder, or --overwrite")
+    return True
 
 
 def _comparable(settings: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..psf.axis import FAST
-from .numbers import locked, log, log_factorial
+from .numbers import cholesky, dot, locked, log, log_factorial, multiply, solve
 from .result import Status
 
 BLOCK = 32  # spots that share scratch memory
@@ -124,7 +124,7 @@ def digest(function: Any) -> str:
 
 
 @intrinsic
-def _call(typing, address, theta, constants, value, partials, scratch, h, w):
+def call_psf(typing, address, theta, constants, value, partials, scratch, h, w):
     """Call the C function at `address` with the arrays' pointers and the sizes p, k, h, w, m."""
 
     def codegen(context, builder, signature, arguments):
@@ -137,36 +137,6 @@ def _call(typing, address, theta, constants, value, partials, scratch, h, w):
         return context.get_dummy_value()
 
     return types.void(address, theta, constants, value, partials, scratch, types.intp, types.intp), codegen
-
-
-@numba.njit(cache=True, error_model="numpy")
-def _cholesky(matrix, lower, size, damping, least):
-    """Factor `matrix` + damping (unit diagonal) into `lower`; False if a pivot falls to `least`."""
-    for a in range(size):
-        for b in range(a + 1):
-            s = matrix[a, b] + (damping if a == b else 0.0)
-            for c in range(b):
-                s -= lower[a, c] * lower[b, c]
-            if a == b:
-                if not s > least:
-                    return False
-                lower[a, a] = math.sqrt(s)
-            else:
-                lower[a, b] = s / lower[b, b]
-    return True
-
-
-@numba.njit(cache=True, error_model="numpy")
-def _solve(lower, size, x):
-    """Replace x by the solution of (L L^T) y = x."""
-    for a in range(size):
-        for b in range(a):
-            x[a] -= lower[a, b] * x[b]
-        x[a] /= lower[a, a]
-    for a in range(size - 1, -1, -1):
-        for b in range(a + 1, size):
-            x[a] -= lower[b, a] * x[b]
-        x[a] /= lower[a, a]
 
 
 # ---------------------------------------------------------------- sums over pixels; flat, so that LLVM vectorises them
@@ -200,24 +170,10 @@ def _squares(value, data, given, weight, residual):
     return total, doubt
 
 
-@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
-def _dot(a, b):
-    total = a.dtype.type(0)
-    for i in range(a.size):
-        total += a[i] * b[i]
-    return np.float64(total)
-
-
 @numba.njit(cache=True, error_model="numpy")
 def _copy(source, target):  # a slice would take numba seconds to compile, for its check of the shapes
     for a in range(len(source)):
         target[a] = source[a]
-
-
-@numba.njit(cache=True, error_model="numpy", fastmath=FAST)
-def _multiply(a, b, out):
-    for i in range(a.size):
-        out[i] = a[i] * b[i]
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -226,11 +182,11 @@ def _information(partials, weight, residual, fixed, product, gradient, fisher):
     for a in range(len(partials)):
         if fixed[a]:
             continue
-        gradient[a] = _dot(partials[a], residual)
-        _multiply(partials[a], weight, product)
+        gradient[a] = dot(partials[a], residual)
+        multiply(partials[a], weight, product)
         for b in range(a + 1):
             if not fixed[b]:
-                fisher[a, b] = fisher[b, a] = _dot(partials[b], product)
+                fisher[a, b] = fisher[b, a] = dot(partials[b], product)
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -324,7 +280,7 @@ def _fit_one(
     converged = better = False
     while True:
         _copy(trial, given)
-        _call(address, given, constants, value, partials, scratch, h, w)
+        call_psf(address, given, constants, value, partials, scratch, h, w)
         if least_squares:
             new, doubt = _squares(value, seen, chosen, weight, residual)
         else:
@@ -339,15 +295,15 @@ def _fit_one(
             damping = max(10 * damping, LEAST_DAMPING)
         if least_squares and done == 0:
             # least squares counts in units of the noise that the model expects, the likelihood in nats
-            unit = max(_dot(weight, value) + _dot(weight, noise), 1e-30) / pixels_seen
+            unit = max(dot(weight, value) + dot(weight, noise), 1e-30) / pixels_seen
 
         _hold(theta, gradient, lower, upper, fixed, held)
         size = _reduce(fisher, held, index, scale, matrix)
-        while not _cholesky(matrix, factored, size, damping + 1e-9, 0.0) and damping < MOST_DAMPING:
+        while not cholesky(matrix, factored, size, damping + 1e-9, 0.0) and damping < MOST_DAMPING:
             damping = max(100 * damping, 10 * LEAST_DAMPING)
         for c in range(size):
             move[c] = gradient[index[c]] / scale[c]
-        _solve(factored, size, move)
+        solve(factored, size, move)
         # the square of the step ahead in standard errors is how far the maximum is
         decrement = 0.0
         for c in range(size):
@@ -364,20 +320,20 @@ def _fit_one(
     # what the solution is worth
     _copy(theta, given)
     if not better:
-        _call(address, given, constants, value, partials, scratch, h, w)
+        call_psf(address, given, constants, value, partials, scratch, h, w)
     likelihood, squares = _judge(value, seen, count, noise, on, product)
     at_bound = _hold(theta, gradient, lower, upper, fixed, held)
     size = _reduce(fisher, held, index, scale, matrix)
-    sound = math.isfinite(likelihood) and _cholesky(matrix, factored, size, 0.0, max(1e-12, 8 * rounding))
+    sound = math.isfinite(likelihood) and cholesky(matrix, factored, size, 0.0, max(1e-12, 8 * rounding))
     if sound:
         if least_squares:
-            _multiply(weight, weight, residual)
-            _multiply(residual, product, weight)
+            multiply(weight, weight, residual)
+            multiply(residual, product, weight)
             _information(partials, weight, residual, fixed, product, gradient, spread)
         for c in range(size):
             for d in range(size):
                 move[d] = c == d
-            _solve(factored, size, move)
+            solve(factored, size, move)
             square = move[c] / scale[c] ** 2
             if least_squares:
                 square = 0.0

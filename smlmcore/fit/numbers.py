@@ -1,4 +1,4 @@
-"""Logarithms and factorials for numba, in forms that LLVM turns into vectors.
+"""Logarithms, factorials and small matrices for numba, in forms that LLVM turns into vectors.
 
 `log`, `log_factorial`: float64.  `poisson_term` is the logarithm of the Poisson probability of x photoelectrons where m
 are expected, in the precision of its arguments.  The polynomials are for code that writes them out.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numba
 import numpy as np
 from numba import types
 from numba.extending import overload
@@ -63,7 +64,7 @@ _LOG1P, _SERIES = tuple(log1p_polynomial(8)), tuple(stirling_polynomial(4))
 
 
 @compiled
-def _log_single(x):
+def log_single(x):
     """log of a positive float32: exponent bits plus polynomial."""
     R, c = np.float32, _LOG1P
     bits = np.float32(x).view(np.int32)
@@ -80,7 +81,7 @@ def _term_single(x, m):
     z = x + R(1)
     q = R(1) / z
     series = R(s[0]) + q * (R(s[1]) + q * (R(s[2]) + q * (R(s[3]) + q * R(s[4]))))
-    return x * _log_single(m * q) + (z - m) - R(0.5) * _log_single(z) - R(0.9189385332046727) - q * series
+    return x * log_single(m * q) + (z - m) - R(0.5) * log_single(z) - R(0.9189385332046727) - q * series
 
 
 def poisson_term(x, m):
@@ -93,6 +94,50 @@ def _(x, m):
     if x == types.float32:
         return lambda x, m: _term_single(x, m)
     return lambda x, m: x * log(m) - m - log_factorial(x)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def cholesky(matrix, lower, size, damping, least):
+    """Factor `matrix` + damping (unit diagonal) into `lower`; False if a pivot falls to `least`."""
+    for a in range(size):
+        for b in range(a + 1):
+            s = matrix[a, b] + (damping if a == b else 0.0)
+            for c in range(b):
+                s -= lower[a, c] * lower[b, c]
+            if a == b:
+                if not s > least:
+                    return False
+                lower[a, a] = math.sqrt(s)
+            else:
+                lower[a, b] = s / lower[b, b]
+    return True
+
+
+@numba.njit(cache=True, error_model="numpy")
+def solve(lower, size, x):
+    """Replace x by the solution of (L L^T) y = x."""
+    for a in range(size):
+        for b in range(a):
+            x[a] -= lower[a, b] * x[b]
+        x[a] /= lower[a, a]
+    for a in range(size - 1, -1, -1):
+        for b in range(a + 1, size):
+            x[a] -= lower[b, a] * x[b]
+        x[a] /= lower[a, a]
+
+
+@compiled
+def dot(a, b):
+    total = a.dtype.type(0)
+    for i in range(a.size):
+        total += a[i] * b[i]
+    return np.float64(total)
+
+
+@compiled
+def multiply(a, b, out):
+    for i in range(a.size):
+        out[i] = a[i] * b[i]
 
 
 def locked(a: Any, dtype: Any = None) -> np.ndarray:

@@ -23,6 +23,7 @@ from .activation import (
 from .chain import Flatten, chain, concatenate, residual
 from .conv import Conv2d, Conv3d, conv
 from .dropout import Dropout
+from .half import half
 from .linear import Linear, linear
 from .memory import keep_freed
 from .mode import note, training
@@ -62,6 +63,7 @@ __all__ = [
     "conv_transpose",
     "gelu",
     "global_pool",
+    "half",
     "keep_freed",
     "linear",
     "max_pool",

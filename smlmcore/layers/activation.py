@@ -27,8 +27,8 @@ from scipy.special import expit, ndtr
 from .. import backend, kernel
 from ..autograd import op, ops
 from ..backend import Array
+from .compiled import SINGLE, WHOLE, at, link, njit, shared
 from .recorded import recorded
-from .simd import SINGLE, WHOLE, at, link, njit, shared
 
 BLOCK = 1 << 14  # elements that one thread takes at a time
 F, I = np.float32, np.int32  # noqa: E741 - types of literals: a bare 0.5 would turn float32 code into float64

@@ -20,8 +20,9 @@ from .. import backend, kernel
 from ..backend import Array
 from .activation import activate
 from .activation import reference as activated
-from .direct import move
-from .simd import frozen, link, njit
+from .compiled import frozen, link, njit
+from .direct import move, unravel
+from .half import add_product, asked, narrow
 
 
 # ---------------------------------------------------------------------------------------------- end of a convolution
@@ -38,7 +39,7 @@ def _finish(sums, bias, activation, out, slope):
     n, o, p, q, _ = out.shape
     flat, results = sums.reshape(-1), out.reshape(-1)
     for line in prange(n * o * p):
-        image, z, y = line // p // o, line // p % o, line % p
+        image, z, y = unravel(line, o, p)
         start = line * q * d
         move(flat, ((image * f + z) * h + y) * w * d, d, results, start, d, d, q)
         for i in range(q * d):
@@ -97,27 +98,39 @@ def _border(taps: tuple[int, ...], pad: int) -> tuple[int, ...]:
 
 def _gathered(x: Array, tap: tuple[int, ...], stride: int, size: tuple[int, ...]) -> Array:
     """The pixels that a tap multiplies, (pixels, channels)."""
-    steps = (slice(i, i + stride * (s - 1) + 1, stride) for i, s in zip(tap, size, strict=True))
-    return x[:, *steps].reshape(-1, x.shape[4])
+    return x[:, *_steps(tap, stride, size)].reshape(-1, x.shape[4])
+
+
+def _steps(tap: tuple[int, ...], stride: int, size: tuple[int, ...]) -> tuple[slice, ...]:
+    """Where a padded volume has the pixels that a tap multiplies, for a result of `size`."""
+    return tuple(slice(i, i + stride * (s - 1) + 1, stride) for i, s in zip(tap, size, strict=True))
+
+
+def _factors(a: Array, b: Array) -> tuple[Array, Array, Any]:
+    """The factors of a product in the precision it is to have, and what to multiply it with, or None."""
+    if not asked() or a.dtype != np.float32:
+        return a, b, None
+    (a, p), (b, q) = narrow(a), narrow(b)
+    return a, b, p * q
 
 
 def forward(
     x: Array, weight: Array, bias: Array, stride: int, pad: int, activation: int, out: Array, slope: Array
 ) -> None:
     """`conv` of the module `conv`; x, weight and out with planes."""
-    taps = weight.shape[:3]
-    padded = _bordered(x, _border(taps, pad))
-    xp, d = backend.module(x), weight.shape[4]
-    if stride == 1:
-        rows = padded[..., 0].size
-        flat, sums = padded.reshape(rows, -1), xp.zeros((rows, d), x.dtype)
-        for tap in np.ndindex(*taps):
+    taps, xp = weight.shape[:3], backend.module(x)
+    padded, weight, factor = _factors(_bordered(x, _border(taps, pad)), weight)
+    rows = padded[..., 0].size if stride == 1 else out[..., 0].size
+    flat, sums = padded.reshape(padded[..., 0].size, -1), xp.zeros((rows, weight.shape[4]), x.dtype)
+    for tap in np.ndindex(*taps):
+        if stride == 1:
             shift = _shift(tap, padded.shape)
-            sums[: rows - shift] += flat[shift:] @ weight[tap]
-        sums = sums.reshape(*padded.shape[:4], d)
-    else:
-        sums = sum(_gathered(padded, tap, stride, out.shape[1:4]) @ weight[tap] for tap in np.ndindex(*taps))
-        sums = sums.reshape(out.shape)
+            add_product(sums[: rows - shift], flat[shift:], weight[tap])
+        else:
+            add_product(sums, _gathered(padded, tap, stride, out.shape[1:4]), weight[tap])
+    if factor is not None:
+        sums *= factor
+    sums = sums.reshape(*(padded if stride == 1 else out).shape[:4], -1)
     finish_kernel(sums, bias, activation, out=(out, slope))
 
 
@@ -125,21 +138,27 @@ def input_gradient(gradient: Array, weight: Array, stride: int, pad: int, out: A
     """`conv_input_gradient` of the module `conv`, of a gradient already multiplied by the slope."""
     xp, taps, size = backend.module(gradient), weight.shape[:3], gradient.shape[1:4]
     border = _border(taps, pad)
-    g = gradient.reshape(-1, gradient.shape[4])
+    g, weight, factor = _factors(gradient.reshape(-1, gradient.shape[4]), weight)
     total = _bordered(xp.zeros_like(out), border)
     for tap in np.ndindex(*taps):
-        steps = (slice(i, i + stride * (s - 1) + 1, stride) for i, s in zip(tap, size, strict=True))
-        total[:, *steps] += (g @ weight[tap].T).reshape(*gradient.shape[:4], -1)
+        part = xp.zeros((len(g), out.shape[4]), out.dtype)
+        add_product(part, g, xp.ascontiguousarray(weight[tap].T))
+        total[:, *_steps(tap, stride, size)] += part.reshape(*gradient.shape[:4], -1)
     out[...] = total[:, *(slice(b, b + s) for s, b in zip(out.shape[1:4], border, strict=True))]
+    if factor is not None:
+        out *= factor
 
 
 def weight_gradient(x: Array, gradient: Array, stride: int, pad: int, weight: Array, bias: Array) -> None:
     """`conv_weight_gradient` of the module `conv`, of a gradient already multiplied by the slope."""
-    taps = weight.shape[:3]
-    padded, g = _bordered(x, _border(taps, pad)), gradient.reshape(-1, gradient.shape[4])
+    taps, d = weight.shape[:3], gradient.shape[4]
+    bias[...] = gradient.reshape(-1, d).sum(0)
+    padded, g, factor = _factors(_bordered(x, _border(taps, pad)), gradient.reshape(-1, d))
+    weight[...] = 0
     for tap in np.ndindex(*taps):
-        weight[tap] = _gathered(padded, tap, stride, gradient.shape[1:4]).T @ g
-    bias[...] = g.sum(0)
+        add_product(weight[tap], _gathered(padded, tap, stride, gradient.shape[1:4]).T, g)
+    if factor is not None:
+        weight *= factor
 
 
 def sloped(gradient: Array, slope: Array) -> Any:

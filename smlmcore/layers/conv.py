@@ -202,11 +202,7 @@ def conv(x: Any, weight: Any, bias: Any, *, stride: int = 1, pad: int = 0, activ
 @op
 def _conv(x: Array, weight: Array, bias: Array, *, stride: int, pad: int, activation: str | None, record: bool) -> Any:
     size, taps = x.shape[1:-1], weight.shape[:-2]
-    if x.ndim not in (4, 5) or weight.ndim != x.ndim or x.shape[-1] != weight.shape[-2]:
-        raise ValueError(
-            f"conv got x of shape {x.shape} and weight of shape {weight.shape}; expected x (n, y, x, channel) "
-            "and weight (k, l, channel, outputs) of as many channels, or both with z before y"
-        )
+    check_shapes("conv", x, weight, "channel", "outputs")
     border = [pad if t > 1 else 0 for t in taps]
     out_size = [(s + 2 * b - t) // stride + 1 if stride > 0 else 0 for s, b, t in zip(size, border, taps, strict=True)]
     if not 0 <= pad < min((t for t in taps if t > 1), default=1) or min(out_size) < 1:
@@ -260,6 +256,15 @@ def _weight_gradient(x, gradient, slope, stride, pad, weight, bias):
         blas.weight_gradient(x, blas.sloped(gradient, slope), stride, pad, weight, bias)
     else:
         weight_gradient_kernel(x, gradient, slope, stride, pad, out=(weight, bias))
+
+
+def check_shapes(name: str, x: Array, weight: Array, *order: str) -> None:
+    """Raise an error unless x and weight, with its last two axes in this `order`, have the same channels and axes."""
+    if x.ndim not in (4, 5) or weight.ndim != x.ndim or x.shape[-1] != weight.shape[order.index("channel") - 2]:
+        raise ValueError(
+            f"{name} got x of shape {x.shape} and weight of shape {weight.shape}; expected x (n, y, x, channel) "
+            f"and weight (k, l, {', '.join(order)}) of as many channels, or both with z before y"
+        )
 
 
 def planes(a: Array, axis: int = 1) -> Array:

@@ -22,7 +22,8 @@ import numpy as np
 from numba import get_num_threads, prange
 
 from .activation import activate
-from .simd import blocks, copy, frozen, link, njit, pack, product
+from .compiled import copy, frozen, link, njit
+from .simd import blocks, pack, product
 
 STRIP = 200_000  # bytes of scratch per strip: input and output stay in the second-level cache
 SHORT_STRIP = 60_000  # the same where the scratch is read many times
@@ -38,6 +39,12 @@ def ceil(a, b):
 def border(pad, taps):
     """Zeros on either side along an axis where the filter has `taps` taps."""
     return pad if taps > 1 else 0
+
+
+@njit()
+def unravel(line, planes, rows):
+    """Image, plane and row of a line, counted through all images of so many planes of so many rows."""
+    return line // rows // planes, line // rows % planes, line % rows
 
 
 @njit()
@@ -100,12 +107,13 @@ def _multiply(scratch, packed, w, init, table, length, step, widths, columns, re
 
 # ---------------------------------------------------------------------------------------------- forward
 @njit()
-def _forward_strips(strips, strip_rows, x, packed, bias, taps, stride, pad, activation, pitch, widths, out, slope):
+def _forward_strips(
+    strips, strip_rows, x, none, packed, bias, taps, stride, pad, activation, pitch, widths, out, slope
+):
     _, f, h, w, c = x.shape
     _, o, p, q, d = out.shape
     kz, ky, kx = taps
     images, results, columns, line = x.reshape(-1), out.reshape(-1), bias.size, pitch // stride
-    none = np.empty(0, x.dtype)
     top, left = border(pad, ky), border(pad, kx)
     plane = ceil((strip_rows - 1) * stride + ky, stride) * stride * pitch * c
     scratch = np.zeros(kz * plane + left * c, x.dtype)
@@ -133,7 +141,7 @@ def _forward_strips(strips, strip_rows, x, packed, bias, taps, stride, pad, acti
 
 
 @njit(parallel=True)
-def _forward(x, packed, bias, taps, stride, pad, activation, widths, threads, out, slope):
+def _forward(x, none, packed, bias, taps, stride, pad, activation, widths, threads, out, slope):
     n, _, _, w, c = x.shape
     _, o, p, q, _ = out.shape
     kz, _, kx = taps
@@ -143,7 +151,7 @@ def _forward(x, packed, bias, taps, stride, pad, activation, widths, threads, ou
     chunks = min(total, 4 * threads)
     for chunk in prange(chunks):
         strips = range(total * chunk // chunks, total * (chunk + 1) // chunks)
-        _forward_strips(strips, rows, x, packed, bias, taps, stride, pad, activation, pitch, widths, out, slope)
+        _forward_strips(strips, rows, x, none, packed, bias, taps, stride, pad, activation, pitch, widths, out, slope)
 
 
 def forward(x, weight, bias, stride, pad, activation, out, slope):
@@ -154,7 +162,18 @@ def forward(x, weight, bias, stride, pad, activation, out, slope):
     filled_bias[: bias.size] = bias
     packed = pack(weight.reshape(-1, bias.size), widths)
     _forward(
-        frozen(x), packed, filled_bias, weight.shape[:3], stride, pad, activation, widths, get_num_threads(), out, slope
+        frozen(x),
+        frozen(np.empty(0, x.dtype)),
+        packed,
+        filled_bias,
+        weight.shape[:3],
+        stride,
+        pad,
+        activation,
+        widths,
+        get_num_threads(),
+        out,
+        slope,
     )
 
 
@@ -239,24 +258,36 @@ def _input_gradient(gradient, slope, packed, taps, stride, pad, widths, threads,
 def input_gradient(gradient, slope, weight, stride, pad, out):
     """`conv_input_gradient` of the module `conv`."""
     link()
-    c = weight.shape[3]
+    c, spans = weight.shape[3], {t for t in weight.shape[:3] if t > 1}
+    if stride == 1 and slope.size == 0 and len(spans) <= 1:  # a convolution: the filter mirrored and transposed
+        mirrored = np.ascontiguousarray(weight[::-1, ::-1, ::-1].swapaxes(3, 4))
+        zero = np.zeros(c, out.dtype)
+        forward(gradient, mirrored, zero, 1, max(spans, default=1) - 1 - pad, 0, out, zero[:0])
+        return
     widths, steps = blocks(c), range(stride)
     residues = (weight[z::stride, y::stride, x::stride][:, :, ::-1] for z in steps for y in steps for x in steps)
     packed = [pack(np.ascontiguousarray(f.swapaxes(3, 4)).reshape(-1, c), widths) for f in residues]
     _input_gradient(
-        frozen(gradient), slope, np.concatenate(packed), weight.shape[:3], stride, pad, widths, get_num_threads(), out
+        frozen(gradient),
+        frozen(slope),
+        np.concatenate(packed),
+        weight.shape[:3],
+        stride,
+        pad,
+        widths,
+        get_num_threads(),
+        out,
     )
 
 
 # ---------------------------------------------------------------------------------------------- weight gradient
 @njit()
-def _weight_strips(strips, strip_rows, x, gradient, slope, taps, stride, pad, pitch, widths, total, start):
+def _weight_strips(strips, strip_rows, x, none, gradient, slope, taps, stride, pad, pitch, widths, total, start):
     """Add these strips to the flat partial sum total[start:], [kz*ky*kx*c + 1, columns]; its last row is the bias."""
     _, f, h, w, c = x.shape
     _, o, p, q, d = gradient.shape
     kz, ky, kx = taps
     images, gradients, columns, line = x.reshape(-1), gradient.reshape(-1), widths.sum(), pitch // stride
-    none = np.empty(0, x.dtype)
     top, left = border(pad, ky), border(pad, kx)
     plane = ceil((strip_rows - 1) * stride + ky, stride) * stride * pitch * c
     scratch = np.zeros(kz * plane + left * c, x.dtype)
@@ -296,7 +327,7 @@ def _weight_strips(strips, strip_rows, x, gradient, slope, taps, stride, pad, pi
 
 
 @njit(parallel=True)
-def _weight_gradient(x, gradient, slope, stride, pad, widths, weight, bias):
+def _weight_gradient(x, none, gradient, slope, stride, pad, widths, weight, bias):
     n, _, _, w, c = x.shape
     _, o, p, q, d = gradient.shape
     kz, ky, kx = taps = weight.shape[:3]
@@ -308,7 +339,7 @@ def _weight_gradient(x, gradient, slope, stride, pad, widths, weight, bias):
     total = np.zeros(parts * size, x.dtype)
     for part in prange(parts):
         own = range(strips * part // parts, strips * (part + 1) // parts)
-        _weight_strips(own, rows, x, gradient, slope, taps, stride, pad, pitch, widths, total, part * size)
+        _weight_strips(own, rows, x, none, gradient, slope, taps, stride, pad, pitch, widths, total, part * size)
     flat = weight.reshape(-1)
     for row in prange(kz * ky * kx * c + 1):
         for column in range(d):
@@ -324,4 +355,5 @@ def _weight_gradient(x, gradient, slope, stride, pad, widths, weight, bias):
 def weight_gradient(x, gradient, slope, stride, pad, weight, bias):
     """`conv_weight_gradient` of the module `conv`."""
     link()
-    _weight_gradient(frozen(x), frozen(gradient), slope, stride, pad, blocks(bias.size), weight, bias)
+    none = frozen(np.empty(0, x.dtype))
+    _weight_gradient(frozen(x), none, frozen(gradient), frozen(slope), stride, pad, blocks(bias.size), weight, bias)

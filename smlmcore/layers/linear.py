@@ -16,7 +16,8 @@ from numba import prange
 from .. import backend
 from ..autograd import op
 from ..backend import Array
-from .simd import WIDEST, blocks, copy, frozen, link, njit, pack, product
+from .compiled import copy, frozen, link, njit
+from .simd import WIDEST, blocks, pack, product
 
 ROWS = 48  # rows of the result that a thread takes at a time
 

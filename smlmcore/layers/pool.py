@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import prange, types
-from numba.extending import overload
+from numba import prange
 
 from .. import backend, kernel
 from ..autograd import op, ops
 from ..backend import Array
-from .simd import at, elementwise, frozen, njit, separable
+from . import lines
+from .compiled import frozen, njit
+from .conv import planes
+from .direct import unravel
 
 
 # ---------------------------------------------------------------------------------------------- reference
@@ -46,107 +48,60 @@ def _gradient_reference(x, out, gradient, depth, size, dx):
 
 
 # ---------------------------------------------------------------------------------------------- cpu
-def _first_maximum(x0, x1, x2, x3, largest, g):
-    """The gradient g for the first of four that equals the largest."""
-    parts, left = [], g
-    for x in (x0, x1, x2, x3):
-        parts.append(left.where_equal(x, largest))
-        left = left - parts[-1]
-    return parts
-
-
-_largest_2x2 = separable(lambda a, b: (a.max(b),), 2)
-_gradient_2x2 = elementwise(_first_maximum)
-
-
-def _row(x, s, row, out, t, pixels, c):
-    """2x2 windows of one row of `pixels`, c a multiple of 8; float32 only.  Called from numba."""
-    raise NotImplementedError
-
-
-def _gradient_row(x, s, row, out, t, gradient, dx, pixels, c):
-    raise NotImplementedError
-
-
-@overload(_row)
-def _(x, s, row, out, t, pixels, c):
-    def single(x, s, row, out, t, pixels, c):
-        for i in range(pixels):
-            _largest_2x2(at(x, s + 2 * i * c), row, c, at(out, t + i * c), 0, 0, c)
-
-    return single if x.dtype == types.float32 else lambda x, s, row, out, t, pixels, c: None
-
-
-@overload(_gradient_row)
-def _(x, s, row, out, t, gradient, dx, pixels, c):
-    def single(x, s, row, out, t, gradient, dx, pixels, c):
-        for i in range(pixels):
-            four = (s + 2 * i * c, s + 2 * i * c + c, s + 2 * i * c + row, s + 2 * i * c + row + c)
-            one = (t + i * c,)
-            _gradient_2x2(x, four, out, one, gradient, one, dx, four, c)
-
-    return single if x.dtype == types.float32 else lambda x, s, row, out, t, gradient, dx, pixels, c: None
-
-
 @njit(parallel=True)
-def _max_pool(x, depth, size, fast, out):
+def _max_pool(x, depth, size, out):
     _, f, h, w, c = x.shape
     n, o, p, q, _ = out.shape
     flat, results = x.reshape(-1), out.reshape(-1)
     for line in prange(n * o * p):
-        image, z, y = line // p // o, line // p % o, line % p
+        image, z, y = unravel(line, o, p)
         t = line * q * c
         s = ((image * f + z * depth) * h + y * size) * w * c
-        if fast:
-            _row(flat, s, w * c, results, t, q, c)
-        else:
-            for pixel in range(q * c):
-                at = s + pixel // c * size * c + pixel % c
-                value = flat[at]
-                for window in range(depth * size * size):
-                    i, j, k = window // size // size, window // size % size, window % size
-                    other = flat[at + ((i * h + j) * w + k) * c]
-                    if not other <= value:
-                        value = other
-                results[t + pixel] = value
+        for pixel in range(q * c):
+            at = s + pixel // c * size * c + pixel % c
+            value = flat[at]
+            for window in range(depth * size * size):
+                i, j, k = window // size // size, window // size % size, window % size
+                other = flat[at + ((i * h + j) * w + k) * c]
+                if not other <= value:
+                    value = other
+            results[t + pixel] = value
 
 
 @njit(parallel=True)
-def _max_pool_gradient(x, out, gradient, depth, size, fast, dx):
+def _max_pool_gradient(x, out, gradient, depth, size, dx):
     _, f, h, w, c = x.shape
     n, o, p, q, _ = out.shape
     flat, largest, g, results = x.reshape(-1), out.reshape(-1), gradient.reshape(-1), dx.reshape(-1)
-    whole = f == o * depth and h == p * size and w == q * size
-    for plane in prange(n * f):
-        if not (whole and fast):
-            results[plane * h * w * c : (plane + 1) * h * w * c] = 0
     for line in prange(n * o * p):
-        image, z, y = line // p // o, line // p % o, line % p
+        image, z, y = unravel(line, o, p)
         t = line * q * c
         s = ((image * f + z * depth) * h + y * size) * w * c
-        if fast:
-            _gradient_row(flat, s, w * c, largest, t, g, results, q, c)
-        else:
-            for pixel in range(q * c):
-                at = s + pixel // c * size * c + pixel % c
-                for window in range(depth * size * size):
-                    i, j, k = window // size // size, window // size % size, window % size
-                    source = at + ((i * h + j) * w + k) * c
-                    if flat[source] == largest[t + pixel]:
-                        results[source] = g[t + pixel]
-                        break
-
-
-def _is_fast(x, depth, size):
-    return depth == 1 and size == 2 and x.shape[4] % 8 == 0 and x.dtype == np.float32
+        for pixel in range(q * c):
+            at = s + pixel // c * size * c + pixel % c
+            for window in range(depth * size * size):
+                i, j, k = window // size // size, window // size % size, window % size
+                source = at + ((i * h + j) * w + k) * c
+                if flat[source] == largest[t + pixel]:
+                    results[source] = g[t + pixel]
+                    break
 
 
 def _cpu(x, depth, size, out):
-    _max_pool(frozen(x), depth, size, _is_fast(x, depth, size), out)
+    if lines.suit(depth, size, x.shape[4], x.dtype):
+        lines.run(lines.POOL, out.shape, x.shape, depth, x, lines.NONE, lines.NONE, out)
+    else:
+        _max_pool(frozen(x), depth, size, out)
 
 
 def _gradient_cpu(x, out, gradient, depth, size, dx):
-    _max_pool_gradient(frozen(x), frozen(out), frozen(gradient), depth, size, _is_fast(x, depth, size), dx)
+    fast = lines.suit(depth, size, x.shape[4], x.dtype)
+    if not fast or x.shape[1:4] != tuple(s * t for s, t in zip(out.shape[1:4], (depth, size, size), strict=True)):
+        dx[...] = 0
+    if fast:
+        lines.run(lines.POOL_GRADIENT, out.shape, x.shape, depth, x, out, gradient, dx)
+    else:
+        _max_pool_gradient(frozen(x), frozen(out), frozen(gradient), depth, size, dx)
 
 
 def _case(n, x, c, depth, size):
@@ -160,6 +115,7 @@ _CASES = (
     _case(0, (1, 4, 4), 2, 1, 2),
     _case(2, (1, 7, 9), 24, 1, 2),
     _case(2, (5, 4, 7), 3, 2, 2),
+    _case(1, (5, 6, 4), 16, 2, 2),
     _case(1, (1, 9, 10), 3, 1, 3),
 )
 
@@ -204,7 +160,7 @@ def max_pool(x: Array, *, size: int = 2) -> Array:
     _check("max_pool", x, size)
     xp = backend.module(x)
     out = xp.empty((len(x), *(s // size for s in x.shape[1:-1]), x.shape[-1]), x.dtype)
-    five, depth = [a if a.ndim == 5 else a[:, None] for a in (x, out)], size if x.ndim == 5 else 1
+    five, depth = (planes(x), planes(out)), size if x.ndim == 5 else 1
     max_pool_kernel(five[0], depth, size, out=five[1])
     return out, (*five, depth, size)
 

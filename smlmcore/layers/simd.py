@@ -16,20 +16,17 @@ check each index and keep the sums in memory; they reach 2.5 GFLOP/s on a core o
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
-from tqdm import tqdm
+
+from .compiled import SINGLE, WHOLE, at, copy, frozen, njit, shared
 
 AVX512 = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]  # of the machine numba compiles for
 VECTOR = 16 if AVX512 else 8  # floats of a vector
@@ -39,73 +36,7 @@ HEIGHTS = {48: 8, 32: 12, 24: 12, 16: 12, 8: 12} if AVX512 else {24: 4, 16: 6, 8
 COSTS = {48: 3.0, 32: 2.0, 24: 1.55, 16: 1.15, 8: 0.7} if AVX512 else {24: 3.0, 16: 2.05, 8: 1.2}
 WIDEST = max(HEIGHTS)
 
-_FLOAT, _INT, _SHORT = ir.FloatType(), ir.IntType(64), ir.IntType(32)
-SHARED = ("simd", "activation", "direct", "winograd")  # files whose functions are compiled into those of other files
-DIGEST = hashlib.sha256(b"".join(Path(__file__).with_stem(f).read_bytes() for f in SHARED)).hexdigest()[:8]
-
-
-def njit(**options: Any) -> Callable[[Callable], Any]:
-    """`numba.njit(cache=True, nogil=True, ...)` that compiles anew when one of the files `SHARED` has changed.
-
-    numba looks only at the file of the function itself, not at those of the functions that it calls.  The name of the
-    cache file follows the function's name, so the digest of the sources goes there.
-    """
-
-    def decorate(function: Callable) -> Any:
-        function.__qualname__ += f"_{DIGEST}"
-        return numba.njit(cache=True, nogil=True, **options)(function)
-
-    return decorate
-
-
-SINGLE, WHOLE = types.CPointer(types.float32), types.int64  # types of addresses and counts, for `shared`
-_links: list[Callable[[], Any]] = []
-
-
-def shared(signature: Any) -> Callable[[Callable], Any]:
-    """Compile a function once for all compiled functions that call it, instead of into each of them.
-
-    They call it by a symbol, which exists after `link()`: to be called before any of them.
-    """
-
-    def decorate(function: Callable) -> Any:
-        symbol = f"smlmcore_{function.__name__}_{DIGEST}"
-        function.__qualname__ = symbol
-
-        @cache
-        def link() -> Any:
-            compiled = numba.cfunc(signature, cache=True)(function)
-            binding.add_symbol(symbol, compiled.address)
-            return compiled  # kept by the cache
-
-        _links.append(link)
-        return types.ExternalFunction(symbol, signature)
-
-    return decorate
-
-
-@cache
-def link() -> None:
-    """Compile the `shared` functions, or load them from numba's cache; at once the second time.
-
-    On a terminal a bar says so, if it takes long.
-    """
-    for one in tqdm(_links, "compiling layers, once", unit="function", delay=0.5, leave=False, disable=None):
-        one()
-
-
-@intrinsic
-def at(typing, array, offset):
-    """Address of element `offset` of a flat array, or of the numbers at another address."""
-    pointer = array if isinstance(array, types.CPointer) else types.CPointer(array.dtype)
-
-    def codegen(context, b, signature, args):
-        first = (
-            args[0] if isinstance(array, types.CPointer) else context.make_array(array)(context, b, value=args[0]).data
-        )
-        return b.gep(first, [args[1]])
-
-    return pointer(array, types.int64), codegen
+FLOAT, INT, SHORT = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 
 
 def blocks(columns: int) -> np.ndarray:
@@ -128,34 +59,9 @@ def _cut(eights: int) -> tuple[float, tuple[int, ...]]:
     return min((COSTS[width] + cost, (width, *widths)) for width, (cost, widths) in rest.items())
 
 
-@intrinsic
-def copy(typing, source, s, target, t, count):
-    """Copy `count` numbers from source[s:] to target[t:], flat arrays of one type that do not overlap.
-
-    As one memcpy: numba's own loop checks each index for a negative one, and copies number by number.
-    """
-
-    def codegen(context, b, signature, args):
-        pointers = [
-            b.gep(context.make_array(signature.args[i])(context, b, value=args[i]).data, [args[i + 1]]) for i in (0, 2)
-        ]
-        size = context.get_abi_sizeof(context.get_data_type(signature.args[0].dtype))
-        cgutils.raw_memcpy(b, pointers[1], pointers[0], args[4], size)
-        return context.get_dummy_value()
-
-    return types.void(source, types.int64, target, types.int64, types.int64), codegen
-
-
 def pack(matrix: np.ndarray, widths: np.ndarray) -> np.ndarray:
     """matrix[rows, columns] cut into blocks of columns, each contiguous, the last one filled up with zeros; flat."""
     return _pack(frozen(np.ascontiguousarray(matrix)), widths)
-
-
-def frozen(a: np.ndarray) -> np.ndarray:
-    """The array as a read-only one: the tape locks arrays now and then, and numba would compile anew for each kind."""
-    a = a.view()
-    a.flags.writeable = False
-    return a
 
 
 @njit()
@@ -185,7 +91,7 @@ def _tile(rows: int, width: int):
 
     def codegen(context, b, signature, args):
         def constant(value):
-            return ir.Constant(_INT, value)
+            return ir.Constant(INT, value)
 
         def offset(pointer, *offsets):
             for o in offsets:
@@ -193,16 +99,16 @@ def _tile(rows: int, width: int):
             return pointer
 
         def load(pointer, n):
-            return b.load(b.bitcast(pointer, ir.VectorType(_FLOAT, n).as_pointer()), align=4)
+            return b.load(b.bitcast(pointer, ir.VectorType(FLOAT, n).as_pointer()), align=4)
 
         def store(value, pointer):
             b.store(value, b.bitcast(pointer, value.type.as_pointer()), align=4)
 
         def shuffle(one, two, order):
-            return b.shuffle_vector(one, two, ir.Constant(ir.VectorType(_SHORT, len(order)), list(order)))
+            return b.shuffle_vector(one, two, ir.Constant(ir.VectorType(SHORT, len(order)), list(order)))
 
         def broadcast(value, n):
-            one = b.insert_element(ir.Constant(ir.VectorType(_FLOAT, n), ir.Undefined), value, ir.Constant(_SHORT, 0))
+            one = b.insert_element(ir.Constant(ir.VectorType(FLOAT, n), ir.Undefined), value, ir.Constant(SHORT, 0))
             return shuffle(one, one, [0] * n)
 
         def fma(x, y, z):
@@ -262,129 +168,6 @@ def _tile(rows: int, width: int):
         return types.void(x, weight, out, init, table, *[types.int64] * 7), codegen
 
     return tile
-
-
-class Vector:
-    """A vector value in LLVM IR, with the operators + - and * by a number or another vector.
-
-    Multiplications and additions may be contracted to one instruction.
-    """
-
-    def __init__(self, builder: Any, value: Any) -> None:
-        self.builder, self.value = builder, value
-
-    def _apply(self, name: str, other: Vector | float) -> Vector:
-        kind = self.value.type
-        right = other.value if isinstance(other, Vector) else ir.Constant(kind, [float(other)] * kind.count)
-        return Vector(self.builder, getattr(self.builder, name)(self.value, right, flags=("contract", "nsz")))
-
-    def __add__(self, other: Vector | float) -> Vector:
-        return self._apply("fadd", other)
-
-    def __sub__(self, other: Vector | float) -> Vector:
-        return self._apply("fsub", other)
-
-    def __mul__(self, other: Vector | float) -> Vector:
-        return self._apply("fmul", other)
-
-    __rmul__ = __mul__
-
-    def max(self, other: Vector) -> Vector:
-        """The larger one; NaN if either is."""
-        b = self.builder
-        left = b.fcmp_unordered(">", self.value, other.value)  # true also for NaN
-        left = b.or_(left, b.fcmp_unordered("!=", self.value, self.value))
-        right = b.fcmp_unordered("!=", other.value, other.value)
-        return Vector(b, b.select(b.and_(left, b.not_(right)), self.value, other.value))
-
-    def where_equal(self, one: Vector, two: Vector) -> Vector:
-        """This value where `one` equals `two`, else 0."""
-        b = self.builder
-        zero = ir.Constant(self.value.type, [0.0] * self.value.type.count)
-        return Vector(b, b.select(b.fcmp_ordered("==", one.value, two.value), self.value, zero))
-
-
-def _in_lanes(context, b, count, body):
-    """Emit body(first, lanes) over `count` numbers, a multiple of 8."""
-    size = ir.Constant(_INT, VECTOR)
-    with cgutils.for_range(b, b.udiv(count, size)) as loop:
-        body(b.mul(loop.index, size), VECTOR)
-    if VECTOR == 16:
-        eight = ir.Constant(_INT, 8)
-        with b.if_then(b.icmp_unsigned("!=", b.and_(count, eight), ir.Constant(_INT, 0))):
-            body(b.sub(count, eight), 8)
-    return context.get_dummy_value()
-
-
-def _vector_at(b, pointer, first, kind):
-    return b.bitcast(b.gep(pointer, [first]), kind.as_pointer())
-
-
-def separable(function: Callable[..., Sequence[Vector]], inputs: int):
-    """The intrinsic that applies `function`, `inputs` vectors to some others, along both axes of a grid of vectors.
-
-    It is called as (source, source_row, source_column, target, target_row, target_column, count): of addresses of
-    float32 numbers, source[i·source_row + j·source_column + k] is element (i, j) of the grid number k < count, a
-    multiple of 8, and the result goes to `target` likewise.
-    """
-
-    def codegen(context, b, signature, args):
-        source, *source_steps, target, target_row, target_column, total = args
-
-        def element(pointer, first, row, column, i, j, kind):
-            for step, times in ((row, i), (column, j)):
-                pointer = b.gep(pointer, [b.mul(step, ir.Constant(_INT, times))])
-            return _vector_at(b, pointer, first, kind)
-
-        def body(first, lanes):
-            kind, every = ir.VectorType(_FLOAT, lanes), range(inputs)
-            grid = [
-                [Vector(b, b.load(element(source, first, *source_steps, i, j, kind), align=4)) for i in every]
-                for j in every
-            ]
-            grid = list(zip(*(function(*column) for column in grid), strict=True))
-            for i, row in enumerate(grid):
-                for j, vector in enumerate(function(*row)):
-                    b.store(vector.value, element(target, first, target_row, target_column, i, j, kind), align=4)
-
-        return _in_lanes(context, b, total, body)
-
-    @intrinsic
-    def transform(typing, source, source_row, source_column, target, target_row, target_column, count):
-        integer = types.int64
-        return types.void(source, integer, integer, target, *[integer] * 3), codegen
-
-    return transform
-
-
-def elementwise(function: Callable[..., Sequence[Vector]]):
-    """The intrinsic that applies `function` to vectors from up to four flat float32 arrays.
-
-    It is called as (array, offsets, array, offsets, array, offsets, target, offsets, count), each `offsets` a tuple of
-    the places in the array where a run of `count` numbers, a multiple of 8, begins; `function` receives one vector for
-    each place of the first three, and returns one for each in `target`.
-    """
-
-    def codegen(context, b, signature, args):
-        arrays = [context.make_array(signature.args[i])(context, b, value=args[i]).data for i in (0, 2, 4, 6)]
-        places = [
-            [b.gep(a, [offset]) for offset in cgutils.unpack_tuple(b, args[i])]
-            for a, i in zip(arrays, (1, 3, 5, 7), strict=True)
-        ]
-
-        def body(first, lanes):
-            kind = ir.VectorType(_FLOAT, lanes)
-            values = [Vector(b, b.load(_vector_at(b, p, first, kind), align=4)) for a in places[:3] for p in a]
-            for p, v in zip(places[3], function(*values), strict=True):
-                b.store(v.value, _vector_at(b, p, first, kind), align=4)
-
-        return _in_lanes(context, b, args[8], body)
-
-    @intrinsic
-    def apply(typing, a, i, b, j, c, k, target, t, count):
-        return types.void(a, i, b, j, c, k, target, t, types.int64), codegen
-
-    return apply
 
 
 def _strip(width: int):

@@ -13,17 +13,13 @@ from ..autograd import op
 from ..backend import Array
 from .activation import activation as activate
 from .activation import code
+from .conv import check_shapes, input_gradient_kernel, planes, weight_gradient_kernel
 from .conv import conv as convolve
-from .conv import input_gradient_kernel, planes, weight_gradient_kernel
 
 
 @op
 def _transposed(x: Array, weight: Array, *, stride: int, pad: int) -> Any:
-    if x.ndim not in (4, 5) or weight.ndim != x.ndim or x.shape[-1] != weight.shape[-1]:
-        raise ValueError(
-            f"conv_transpose got x of shape {x.shape} and weight of shape {weight.shape}; expected "
-            "x (n, y, x, channel) and weight (k, l, outputs, channel) of as many channels, or both with z before y"
-        )
+    check_shapes("conv_transpose", x, weight, "outputs", "channel")
     size = [(s - 1) * stride + t - 2 * pad for s, t in zip(x.shape[1:-1], weight.shape[:-2], strict=True)]
     if stride < 1 or not 0 <= pad < min(weight.shape[:-2]) or min(size) < 1:
         raise ValueError(

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import prange, types
-from numba.extending import overload
+from numba import prange
 
 from .. import backend, kernel
 from ..autograd import op
 from ..backend import Array
-from .direct import move
-from .simd import at, frozen, njit, separable
+from . import lines
+from .compiled import frozen, njit
+from .conv import planes
+from .direct import move, unravel
 
 
 # ---------------------------------------------------------------------------------------------- reference
@@ -37,94 +38,55 @@ def _gradient_reference(gradient, depth, size, dx, dskip):
 
 
 # ---------------------------------------------------------------------------------------------- cpu
-_double_2d = separable(lambda a: (a, a), 1)
-_sum_2d = separable(lambda a, b: (a + b,), 2)
-
-
-def _enlarge(x, s, out, t, row, column, pixels, c):
-    """One row of `pixels`, each to 2x2; float32 only.  Called from numba."""
-    raise NotImplementedError
-
-
-def _shrink(gradient, s, row, column, dx, t, pixels, c):
-    raise NotImplementedError
-
-
-@overload(_enlarge)
-def _(x, s, out, t, row, column, pixels, c):
-    def single(x, s, out, t, row, column, pixels, c):
-        for i in range(pixels):
-            _double_2d(at(x, s + i * c), 0, 0, at(out, t + 2 * i * column), row, column, c)
-
-    return single if x.dtype == types.float32 else lambda x, s, out, t, row, column, pixels, c: None
-
-
-@overload(_shrink)
-def _(gradient, s, row, column, dx, t, pixels, c):
-    def single(gradient, s, row, column, dx, t, pixels, c):
-        for i in range(pixels):
-            _sum_2d(at(gradient, s + 2 * i * column), row, column, at(dx, t + i * c), 0, 0, c)
-
-    return single if dx.dtype == types.float32 else lambda gradient, s, row, column, dx, t, pixels, c: None
-
-
 @njit(parallel=True)
-def _upsample(x, skip, depth, size, fast, out):
+def _upsample(x, skip, depth, size, out):
     n, f, h, w, c = x.shape
     _, o, p, q, e = out.shape
     d = e - c
     flat, skips, results = x.reshape(-1), skip.reshape(-1), out.reshape(-1)
     for line in prange(n * o * h):
-        image, z, y = line // h // o, line // h % o, line % h
+        image, z, y = unravel(line, o, h)
         s, t = ((image * f + z // depth) * h + y) * w * c, (image * o + z) * p * q * e + y * size * q * e
-        if fast:
-            _enlarge(flat, s, results, t, q * e, e, w, c)
-        else:
-            for i in range(size):
-                for k in range(size):
-                    move(flat, s, c, results, t + (i * q + k) * e, size * e, c, w)
         for i in range(size):
+            for k in range(size):
+                move(flat, s, c, results, t + (i * q + k) * e, size * e, c, w)
             if d:
                 move(skips, ((image * o + z) * p + y * size + i) * q * d, d, results, t + i * q * e + c, e, d, q)
 
 
 @njit(parallel=True)
-def _upsample_gradient(gradient, depth, size, fast, dx, dskip):
+def _upsample_gradient(gradient, depth, size, dx, dskip):
     n, f, h, w, c = dx.shape
     _, o, p, q, e = gradient.shape
     d = e - c
     flat, results, skips = gradient.reshape(-1), dx.reshape(-1), dskip.reshape(-1)
     for line in prange(n * f * h):
-        image, z, y = line // h // f, line // h % f, line % h
+        image, z, y = unravel(line, f, h)
         t = line * w * c
         first = ((image * o + z * depth) * p + y * size) * q * e
-        if fast:
-            _shrink(flat, first, q * e, e, results, t, w, c)
-        else:
-            results[t : t + w * c] = 0
-            for i in range(depth):
-                for j in range(size):
-                    for pixel in range(q):
-                        s = first + ((i * p + j) * q + pixel) * e
-                        for k in range(c):
-                            results[t + pixel // size * c + k] += flat[s + k]
+        results[t : t + w * c] = 0
         for i in range(depth):
             for j in range(size):
+                s = first + (i * p + j) * q * e
+                for pixel in range(q):
+                    for k in range(c):
+                        results[t + pixel // size * c + k] += flat[s + pixel * e + k]
                 if d:
-                    s = first + (i * p + j) * q * e
                     move(flat, s + c, e, skips, s // e * d, d, d, q)
 
 
-def _is_fast(x, depth, size):
-    return depth == 1 and size == 2 and x.shape[4] % 8 == 0 and x.dtype == np.float32
-
-
 def _cpu(x, skip, depth, size, out):
-    _upsample(frozen(x), frozen(skip), depth, size, _is_fast(x, depth, size), out)
+    if lines.suit(depth, size, x.shape[4], x.dtype):
+        lines.run(lines.ENLARGE, x.shape, out.shape, depth, x, skip, lines.NONE, out)
+    else:
+        _upsample(frozen(x), frozen(skip), depth, size, out)
 
 
 def _gradient_cpu(gradient, depth, size, dx, dskip):
-    _upsample_gradient(frozen(gradient), depth, size, _is_fast(dx, depth, size), dx, dskip)
+    if lines.suit(depth, size, dx.shape[4], dx.dtype):
+        lines.run(lines.SHRINK, dx.shape, gradient.shape, depth, gradient, lines.NONE, lines.NONE, dx, dskip)
+    else:
+        _upsample_gradient(frozen(gradient), depth, size, dx, dskip)
 
 
 def _case(n, x, c, d, depth, size):
@@ -138,6 +100,7 @@ _CASES = (
     _case(0, (1, 4, 4), 2, 3, 1, 2),
     _case(2, (1, 3, 5), 24, 5, 1, 2),
     _case(2, (2, 4, 3), 3, 2, 2, 2),
+    _case(1, (2, 3, 4), 16, 8, 2, 2),
     _case(1, (1, 2, 3), 3, 0, 1, 3),
 )
 
@@ -194,7 +157,7 @@ def upsample(x: Any, skip: Any = None, size: int = 2) -> Any:
 def _join(x: Array, skip: Array, *, size: int) -> Any:
     xp, depth = backend.module(x, skip, name="upsample"), size if x.ndim == 5 else 1
     out = xp.empty((*skip.shape[:-1], x.shape[-1] + skip.shape[-1]), x.dtype)
-    upsample_kernel(*map(_planes, (x, skip)), depth, size, out=_planes(out))
+    upsample_kernel(*map(planes, (x, skip)), depth, size, out=planes(out))
     return out, (xp, x.shape, skip.shape, depth, size)
 
 
@@ -202,12 +165,8 @@ def _join(x: Array, skip: Array, *, size: int) -> Any:
 def _(saved: tuple, g: Array) -> tuple:
     xp, x, skip, depth, size = saved
     dx, dskip = xp.empty(x, g.dtype), xp.empty(skip, g.dtype)
-    upsample_gradient_kernel(_planes(g), depth, size, out=(_planes(dx), _planes(dskip)))
+    upsample_gradient_kernel(planes(g), depth, size, out=(planes(dx), planes(dskip)))
     return dx, dskip
-
-
-def _planes(a: Array) -> Array:
-    return a if a.ndim == 5 else a[:, None]
 
 
 @dataclass(frozen=True)

@@ -14,25 +14,27 @@ What rounding costs depends on the points.  With a = 3/4 and b = 3/2, exact in b
 that of the direct sum, 1e-6 of the largest result (64 channels); with the usual 1 and 2 it is four times larger.  A
 pixel that is NaN spoils its whole tile.
 
-Rows of tiles are worked on one group at a time, such that everything stays in the second-level cache.
+Tiles are worked on one group at a time, such that everything stays in the second-level cache.
 """
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numba import get_num_threads, prange, types
 
 from .activation import activate
+from .compiled import SINGLE, WHOLE, at, frozen, link, njit, shared
 from .direct import border, ceil, fill, move
-from .simd import SINGLE, WHOLE, WIDEST, at, blocks, frozen, link, njit, product, separable, shared
+from .simd import WIDEST, blocks, product
+from .vectors import separable
 
 A, B = 3 / 4, 3 / 2  # the points; 0 and infinity besides
 AA, BB = A * A, B * B
 TILE, TAPS = 4, 36
-CACHE = 400_000  # bytes of transformed input per group of tile rows
-PARTS, PART_TILES = 32, 256  # partial sums of a weight gradient: so many at most, so many tiles in each at least
-NONE = np.empty(0, np.float32)
+CACHE = 400_000  # bytes of transformed input per group of tiles
+# Partial sums of a weight gradient: so many at most, so many tiles in each at least; enough for so many workers.
+PARTS, PART_TILES, WORKERS = 32, 256, 4
+NONE = frozen(np.empty(0, np.float32))
 
 
 # ---------------------------------------------------------------------------------------------- transforms, 1-D
@@ -84,50 +86,26 @@ def _collect(m0, m1, m2, m3, m4, m5):
     return (1 / (AA * BB)) * m0 + even_a + even_b, odd_a + odd_b, AA * even_a + BB * even_b + m5
 
 
-_GRIDS = types.void(*[SINGLE, WHOLE, WHOLE, WHOLE] * 2, WHOLE, WHOLE)  # arguments of the functions that follow
+INPUT, OUTPUT, SPREAD, FILTER, COLLECT = range(5)
+_input_grid, _output_grid, _spread_grid = separable(_input, 6), separable(_output, 6), separable(_spread, 4)
+_filter_grid, _collect_grid = separable(_filter, 3), separable(_collect, 6)
 
 
-def _tiles(function, inputs):
-    """`function` along both axes of `tiles` grids, whose first elements are `step` numbers apart."""
-    transform = separable(function, inputs)
-
-    @numba.njit
-    def run(source, source_row, source_column, source_step, target, row, column, step, count, tiles):
-        for tile in range(tiles):
-            transform(
-                at(source, tile * source_step), source_row, source_column, at(target, tile * step), row, column, count
-            )
-
-    return run
-
-
-_input_any, _output_any, _spread_any = _tiles(_input, 6), _tiles(_output, 6), _tiles(_spread, 4)
-_filter_any, _collect_any = _tiles(_filter, 3), _tiles(_collect, 6)
-
-
-@shared(_GRIDS)
-def input_tiles(source, source_row, source_column, source_step, target, row, column, step, count, tiles):
-    _input_any(source, source_row, source_column, source_step, target, row, column, step, count, tiles)
-
-
-@shared(_GRIDS)
-def output_tiles(source, source_row, source_column, source_step, target, row, column, step, count, tiles):
-    _output_any(source, source_row, source_column, source_step, target, row, column, step, count, tiles)
-
-
-@shared(_GRIDS)
-def spread_tiles(source, source_row, source_column, source_step, target, row, column, step, count, tiles):
-    _spread_any(source, source_row, source_column, source_step, target, row, column, step, count, tiles)
-
-
-@shared(_GRIDS)
-def filter_tiles(source, source_row, source_column, source_step, target, row, column, step, count, tiles):
-    _filter_any(source, source_row, source_column, source_step, target, row, column, step, count, tiles)
-
-
-@shared(_GRIDS)
-def collect_tiles(source, source_row, source_column, source_step, target, row, column, step, count, tiles):
-    _collect_any(source, source_row, source_column, source_step, target, row, column, step, count, tiles)
+@shared(types.void(WHOLE, *[SINGLE, WHOLE, WHOLE, WHOLE] * 2, WHOLE, WHOLE))
+def transform(which, source, source_row, source_column, source_step, target, row, column, step, count, tiles):
+    """One of the transforms along both axes of `tiles` grids, whose first elements are `step` numbers apart."""
+    for tile in range(tiles):
+        a, b = at(source, tile * source_step), at(target, tile * step)
+        if which == INPUT:
+            _input_grid(a, source_row, source_column, b, row, column, count)
+        elif which == OUTPUT:
+            _output_grid(a, source_row, source_column, b, row, column, count)
+        elif which == SPREAD:
+            _spread_grid(a, source_row, source_column, b, row, column, count)
+        elif which == FILTER:
+            _filter_grid(a, source_row, source_column, b, row, column, count)
+        else:
+            _collect_grid(a, source_row, source_column, b, row, column, count)
 
 
 # The values at the points of a polynomial whose coefficients are all 1: what a bias adds before the output transform.
@@ -171,17 +149,28 @@ def _filters(weight, back, widths):
                         taps[tap * width + i] = weight[z, y, x, channel, column + i]
             plane = kz * c * width
             start = column * TAPS * kz * c + row * width
-            filter_tiles(at(taps, 0), 3 * width, width, 0, at(packed, start), 6 * plane, plane, 0, width, 1)
+            transform(FILTER, at(taps, 0), 3 * width, width, 0, at(packed, start), 6 * plane, plane, 0, width, 1)
             column += width
     return packed
 
 
 @njit()
-def _group(tile_rows, tiles, row_bytes, threads):
-    """Tile rows of a group: within `CACHE` bytes but at least 24 tiles, with groups enough for all threads."""
-    rows = max(CACHE // row_bytes, ceil(24, tiles))
-    groups = ceil(ceil(tile_rows, rows), threads) * threads
-    return max(1, ceil(tile_rows, groups))
+def _group(n, o, down, across, kz, c, d, row_bytes, workers):
+    """Planes and rows of tiles of a group, such that the worker with most groups is done first.
+
+    A group is within `CACHE` bytes, or has 24 tiles; its first and last planes are transformed for its neighbours too.
+    The cost is in multiply-adds: ten for each number transformed, eight to fetch one of the filters.
+    """
+    fits = max(CACHE // row_bytes, ceil(24, across) + kz - 1)  # rows of tiles
+    best, choice = np.inf, (1, 1)
+    for deep in range(1, min(o, fits - kz + 1) + 1):
+        for high in range(1, min(down, max(1, fits // (deep + kz - 1))) + 1):
+            sums, values = deep * high * across, (deep + kz - 1) * high * across
+            cost = (sums + 8) * kz * c * d + 10 * (values * c + sums * d)
+            cost *= ceil(n * ceil(o, deep) * ceil(down, high), workers)
+            if cost < best:
+                best, choice = cost, (deep, high)
+    return choice
 
 
 @njit()
@@ -191,94 +180,101 @@ def _plane(numbers):
 
 
 @njit()
-def _transformed(images, factors, shape, z, top, left, inside, c, scratch, pitch, values, v, tiles, plane):
-    """Transform the row of tiles whose first input row is `top` in image plane z: `tiles` grids into values[v:]."""
-    _, _, h, w, _ = shape
-    fill(images, factors, z * h * w * c, h, w * c, inside, scratch, 0, top, 6, 1, pitch * c, left * c)
-    input_tiles(at(scratch, 0), pitch * c, c, TILE * c, at(values, v), 6 * plane, plane, c, c, tiles)
+def _place(group, deep, high, o, down):
+    """Image, first plane, first row of tiles, and how many of both, of a group of `deep` planes by `high` rows."""
+    per_plane, per_image = ceil(down, high), ceil(o, deep) * ceil(down, high)
+    z, row = group % per_image // per_plane * deep, group % per_plane * high
+    return group // per_image, z, row, min(deep, o - z), min(high, down - row)
 
 
 @njit()
-def _forward_groups(groups, size, rows, x, factors, packed, init, kz, pz, pad, activation, widths, out, slope):
-    """Groups of `size` rows of tiles, which are counted through all planes."""
-    _, f, _, _, c = x.shape
+def _transformed(images, shape, factors, pad, image, first, planes, row, rows, across, scratch, values, plane):
+    """Transform `rows` rows of tiles in each of `planes` image planes, tile by tile into values[36, plane]."""
+    _, f, h, w, c = shape
+    pitch = TILE * across + 2
+    for line in range(planes * rows):
+        z, top = first + line // rows, (row + line % rows) * TILE - pad
+        start = (image * f + z) * h * w * c
+        fill(images, factors, start, h, w * c, 0 <= z < f, scratch, 0, top, 6, 1, pitch * c, pad * c)
+        transform(
+            INPUT, at(scratch, 0), pitch * c, c, TILE * c, at(values, line * across * c), 6 * plane, plane, c, c, across
+        )
+
+
+@njit()
+def _forward_groups(groups, deep, high, x, factors, packed, init, kz, pz, pad, activation, widths, out, slope):
+    """Groups of `deep` planes by `high` rows of tiles.
+
+    A plane is transformed once for all planes of the filter: seen from the next one, it is the plane before.
+    """
+    c = x.shape[4]
     _, o, p, q, d = out.shape
     images, results = x.reshape(-1), out.reshape(-1)
     down, across = ceil(p, TILE), ceil(q, TILE)
-    pitch, most = TILE * across + 2, size * across
-    scratch, tile_out = np.zeros(6 * pitch * c, x.dtype), np.empty(16 * WIDEST, x.dtype)
-    plane_in = _plane(most * c)
-    values, sums = np.empty(kz * TAPS * plane_in, x.dtype), np.empty(TAPS * _plane(most * widths.max()), x.dtype)
-    table = np.arange(kz) * TAPS * plane_in
+    scratch, tile_out = np.zeros(6 * (TILE * across + 2) * c, x.dtype), np.empty(16 * WIDEST, x.dtype)
+    plane_in = _plane((deep + kz - 1) * high * across * c)
+    most, table = deep * high * across, np.empty(kz, np.int64)
+    values, sums = np.empty(TAPS * plane_in, x.dtype), np.empty(TAPS * _plane(most * widths.max()), x.dtype)
     for group in groups:
-        first, last = group * size, min((group + 1) * size, rows)
-        tiles = (last - first) * across
-        for row in range(first, last):
-            target, top = row // down, row % down * TILE - pad
-            for i in range(kz):
-                z = target % o + i - pz
-                _transformed(
-                    images, factors, x.shape, target // o * f + z, top, pad, 0 <= z < f, c, scratch, pitch,
-                    values, table[i] + (row - first) * across * c, across, plane_in,
-                )  # fmt: skip
+        image, first, row, planes, rows = _place(group, deep, high, o, down)
+        _transformed(
+            images, x.shape, factors, pad, image, first - pz, planes + kz - 1, row, rows, across, scratch,
+            values, plane_in,
+        )  # fmt: skip
+        for i in range(kz):
+            table[i] = i * rows * across * c
         column = 0
         for width in widths:
             weights, plane = column * TAPS * kz * c, _plane(most * width)
             for k in range(TAPS):
                 product(
                     width, values, k * plane_in, packed, weights + k * kz * c * width, sums, k * plane,
-                    init, k * d + column, table, c, c, 1, width, width, 0, tiles,
+                    init, k * d + column, table, c, c, 1, width, width, 0, planes * rows * across,
                 )  # fmt: skip
-            for row in range(first, last):
-                target, y = row // down, row % down * TILE
-                start, sums_at = ((target * p + y) * q) * d + column, at(sums, (row - first) * across * width)
+            for line in range(planes * rows):
+                target, y = image * o + first + line // rows, (row + line % rows) * TILE
+                start, sums_at = ((target * p + y) * q) * d + column, at(sums, line * across * width)
                 whole = q // TILE if y + TILE <= p else 0  # tiles that lie in the image: written to their place
-                output_tiles(sums_at, 6 * plane, plane, width, at(results, start), q * d, d, TILE * d, width, whole)
+                transform(
+                    OUTPUT, sums_at, 6 * plane, plane, width, at(results, start), q * d, d, TILE * d, width, whole
+                )
                 for tile in range(whole, across):
                     source = at(sums_at, tile * width)
-                    output_tiles(source, 6 * plane, plane, 0, at(tile_out, 0), TILE * width, width, 0, width, 1)
+                    transform(OUTPUT, source, 6 * plane, plane, 0, at(tile_out, 0), TILE * width, width, 0, width, 1)
                     for r in range(min(TILE, p - y)):
                         to, pixels = start + r * q * d + TILE * tile * d, min(TILE, q - TILE * tile)
                         move(tile_out, r * TILE * width, width, results, to, d, width, pixels)
             column += width
-        for row in range(first, last):
-            target, y = row // down, row % down * TILE
+        for line in range(planes * rows):
+            target, y = image * o + first + line // rows, (row + line % rows) * TILE
             activate(activation, results, slope, (target * p + y) * q * d, min(TILE, p - y) * q * d)
 
 
 @njit(parallel=True)
 def _forward(x, factors, packed, init, kz, pz, pad, activation, widths, threads, out, slope):
-    n, _, _, _, c = x.shape
-    _, o, p, q, _ = out.shape
-    across = ceil(q, TILE)
-    rows = n * o * ceil(p, TILE)
-    size = _group(rows, across, kz * TAPS * across * c * x.itemsize, threads)
-    groups = ceil(rows, size)
+    c = x.shape[4]
+    n, o, p, q, d = out.shape
+    down, across = ceil(p, TILE), ceil(q, TILE)
+    deep, high = _group(n, o, down, across, kz, c, d, TAPS * across * c * x.itemsize, threads)
+    groups = n * ceil(o, deep) * ceil(down, high)
     chunks = min(groups, 2 * threads)
     for chunk in prange(chunks):
         own = range(groups * chunk // chunks, groups * (chunk + 1) // chunks)
-        _forward_groups(own, size, rows, x, factors, packed, init, kz, pz, pad, activation, widths, out, slope)
+        _forward_groups(own, deep, high, x, factors, packed, init, kz, pz, pad, activation, widths, out, slope)
+
+
+def _one_volume(a: np.ndarray, kz: int) -> np.ndarray:
+    """Images whose planes a filter does not join as the planes of one volume: then groups may span images."""
+    return a.reshape(1, -1, *a.shape[2:]) if kz == 1 else a
 
 
 def _run(x, factors, weight, back, bias, pz, pad, activation, out, slope):
     link()
-    widths = blocks(out.shape[4])
-    init = np.outer(BIAS, bias).ravel()
+    widths, kz = blocks(out.shape[4]), weight.shape[0]
     packed = _filters(frozen(weight), back, widths)
-    _forward(
-        frozen(x),
-        frozen(factors),
-        packed,
-        init,
-        weight.shape[0],
-        pz,
-        pad,
-        activation,
-        widths,
-        get_num_threads(),
-        out,
-        slope,
-    )
+    x, out = _one_volume(frozen(x), kz), _one_volume(out, kz)
+    init = np.outer(BIAS, bias).ravel()
+    _forward(x, frozen(factors), packed, init, kz, pz, pad, activation, widths, get_num_threads(), out, slope)
 
 
 def forward(x, weight, bias, pad, activation, out, slope):
@@ -295,73 +291,69 @@ def input_gradient(gradient, slope, weight, pad, out):
 
 # ---------------------------------------------------------------------------------------------- weight gradient
 @njit()
-def _weight_part(first, last, x, gradient, slope, kz, pz, pad, size, column, width, total, start, bias, b):
-    """Add the rows of tiles first ... last - 1 to total[start:], [kz, 36, inputs, width], and to bias[b:]."""
-    _, f, _, _, c = x.shape
+def _weight_part(groups, deep, high, x, none, gradient, slope, kz, pz, pad, column, width, total, start, bias, b):
+    """Add the groups to total[start:], [kz, 36, inputs, width], and to bias[b:]."""
+    c = x.shape[4]
     _, o, p, q, d = gradient.shape
     images, gradients = x.reshape(-1), gradient.reshape(-1)
-    none, one, whole = np.empty(0, x.dtype), np.ones(1, x.dtype), np.zeros(1, np.int64)
+    one, whole = np.ones(1, x.dtype), np.zeros(1, np.int64)
     down, across = ceil(p, TILE), ceil(q, TILE)
-    pitch, plane_in, plane = TILE * across + 2, _plane(size * across * c), _plane(size * across * width)
-    scratch, lines = np.zeros(6 * pitch * c, x.dtype), np.zeros(TILE * TILE * across * width, x.dtype)
+    plane_in, plane = _plane((deep + kz - 1) * high * across * c), _plane(deep * high * across * width)
+    scratch = np.zeros(6 * (TILE * across + 2) * c, x.dtype)
+    lines = np.zeros(TILE * TILE * across * width, x.dtype)
     values, spread = np.empty(TAPS * plane_in, x.dtype), np.empty(TAPS * plane, x.dtype)
-    for group in range(first, last, size):
-        end = min(group + size, last)
-        used = (end - group) * across
-        for row in range(group, end):
-            target, y = row // down, row % down * TILE
+    for group in groups:
+        image, first, row, planes, rows = _place(group, deep, high, o, down)
+        for line in range(planes * rows):
+            target, y = image * o + first + line // rows, (row + line % rows) * TILE
             for r in range(TILE):
-                line = r * TILE * across * width
+                to = r * TILE * across * width
                 if y + r < p:
                     source = ((target * p + y + r) * q) * d + column
-                    move(gradients, source, d, lines, line, width, width, q)
+                    move(gradients, source, d, lines, to, width, width, q)
                     if slope.size:
                         for i in range(q):
                             for k in range(width):
-                                lines[line + i * width + k] *= slope[source + i * d + k]
+                                lines[to + i * width + k] *= slope[source + i * d + k]
                 else:
-                    lines[line : line + q * width] = 0
+                    lines[to : to + q * width] = 0
             product(
                 width, one, 0, lines, 0, bias, b, bias, b, whole, TILE * TILE * across, 0, 0, width, width, width, 1
             )
-            spread_tiles(
-                at(lines, 0), TILE * across * width, width, TILE * width,
-                at(spread, (row - group) * across * width), 6 * plane, plane, width, width, across,
+            transform(
+                SPREAD, at(lines, 0), TILE * across * width, width, TILE * width,
+                at(spread, line * across * width), 6 * plane, plane, width, width, across,
             )  # fmt: skip
+        _transformed(
+            images, x.shape, none, pad, image, first - pz, planes + kz - 1, row, rows, across, scratch, values, plane_in
+        )
         for i in range(kz):
-            for row in range(group, end):
-                target, top = row // down, row % down * TILE - pad
-                z = target % o + i - pz
-                _transformed(
-                    images, none, x.shape, target // o * f + z, top, pad, 0 <= z < f, c, scratch, pitch,
-                    values, (row - group) * across * c, across, plane_in,
-                )  # fmt: skip
             for k in range(TAPS):
                 t = start + (i * TAPS + k) * c * width
                 product(
-                    width, values, k * plane_in, spread, k * plane, total, t, total, t,
-                    whole, used, 1, c, width, width, width, c,
+                    width, values, k * plane_in + i * rows * across * c, spread, k * plane, total, t, total, t,
+                    whole, planes * rows * across, 1, c, width, width, width, c,
                 )  # fmt: skip
 
 
 @njit(parallel=True)
-def _weight_gradient(x, gradient, slope, pad, widths, weight, bias):
-    n, _, _, _, c = x.shape
-    _, o, p, q, d = gradient.shape
+def _weight_gradient(x, none, gradient, slope, pad, widths, columns, weight, bias):
+    c = x.shape[4]
+    n, o, p, q, d = gradient.shape
     kz = weight.shape[0]
-    across = ceil(q, TILE)
-    rows = n * o * ceil(p, TILE)
-    size = min(rows, max(1, CACHE // (TAPS * across * (c + widths.max()) * x.itemsize), ceil(24, across)))
+    down, across = ceil(p, TILE), ceil(q, TILE)
+    row_bytes = TAPS * across * (c + widths.max()) * x.itemsize
+    deep, high = _group(n, o, down, across, kz, c, d, row_bytes, WORKERS)
+    groups = n * ceil(o, deep) * ceil(down, high)
     block = kz * TAPS * c * d
-    parts = min(rows, PARTS, max(rows * across // PART_TILES, ceil(4, widths.size)))
+    parts = min(groups, PARTS, max(n * o * down * across // PART_TILES, ceil(WORKERS, widths.size)))
     total, biases = np.zeros(parts * block, x.dtype), np.zeros(parts * d, x.dtype)
-    columns = np.cumsum(widths) - widths
     for task in prange(parts * widths.size):
         part, which = task // widths.size, task % widths.size
         column, width = columns[which], widths[which]
-        first, last = rows * part // parts, rows * (part + 1) // parts
+        own = range(groups * part // parts, groups * (part + 1) // parts)
         _weight_part(
-            first, last, x, gradient, slope, kz, border(pad, kz), pad, size, column, width,
+            own, deep, high, x, none, gradient, slope, kz, border(pad, kz), pad, column, width,
             total, part * block + column * kz * TAPS * c, biases, part * d + column,
         )  # fmt: skip
     flat = weight.reshape(-1)
@@ -378,7 +370,7 @@ def _weight_gradient(x, gradient, slope, pad, widths, weight, bias):
                         value += total[part * block + start + i]
                     sums[k * width + i] = value
             target = (z * 9 * c + channel) * d + column
-            collect_tiles(at(sums, 0), 6 * width, width, 0, at(flat, target), 3 * c * d, c * d, 0, width, 1)
+            transform(COLLECT, at(sums, 0), 6 * width, width, 0, at(flat, target), 3 * c * d, c * d, 0, width, 1)
     for i in range(d):
         value = x.dtype.type(0)
         for part in range(parts):
@@ -389,4 +381,7 @@ def _weight_gradient(x, gradient, slope, pad, widths, weight, bias):
 def weight_gradient(x, gradient, slope, pad, weight, bias):
     """`conv_weight_gradient` of the module `conv`."""
     link()
-    _weight_gradient(frozen(x), frozen(gradient), frozen(slope), pad, blocks(bias.size), weight, bias)
+    x, gradient = (_one_volume(frozen(a), len(weight)) for a in (x, gradient))
+    widths = blocks(bias.size)
+    columns = np.cumsum(widths) - widths  # where each block begins
+    _weight_gradient(x, NONE, gradient, frozen(slope), pad, widths, columns, weight, bias)

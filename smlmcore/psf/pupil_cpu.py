@@ -20,7 +20,7 @@ import math
 import numba
 import numpy as np
 
-from ..layers.simd import copy
+from ..layers.compiled import copy
 
 LANES = 16
 BLOCK = 8 * LANES  # four quadrants, or four parities, of complex numbers

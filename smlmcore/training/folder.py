@@ -31,6 +31,8 @@ class Folder:
         self.same = {**settings, **{f"the shape of {name}": list(p.shape) for name, p in trainer.parameters.items()}}
         if backend.is_array(trainer.images):
             self.same["checksum of the images"] = zlib.crc32(np.ascontiguousarray(backend.to_cpu(trainer.images)))
+        if self.path.exists() and not self.path.is_dir():
+            raise DataError(f"{self.path}: is a file; give the name of a folder")
         if not self.last.exists():
             self.path.mkdir(parents=True, exist_ok=True)
         elif resume:
