@@ -26,7 +26,7 @@ from tqdm import tqdm
 from .. import __version__, data, fit
 from ..psf import Gaussian2D
 from ..psf.base import PSF
-from .background import BLOCK, background
+from .background import BLOCK, background, flickering
 from .believe import believe
 from .crowd import Emitters, fit_peaks
 from .drift import Drift, correct, cross_correlation, drift, fiducials
@@ -349,7 +349,7 @@ def localize_frames(
     """
     psf = Gaussian2D() if psf is None else psf
     frames = np.ascontiguousarray(frames, np.float32)
-    behind = background(frames, variance, sigma)
+    behind = flickering(frames, background(frames, variance, sigma), variance, sigma)
     peaks = None if everywhere else find(frames, behind, variance, sigma, threshold, false_positives)
     if saturated is not None:
         frames[saturated] = np.nan  # bright enough to be seen, but no measure of brightness
