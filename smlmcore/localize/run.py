@@ -26,7 +26,7 @@ from tqdm import tqdm
 from .. import __version__, data, fit
 from ..psf import Gaussian2D
 from ..psf.base import PSF
-from .background import BLOCK, background
+from .background import BLOCK, background, flickering
 from .believe import believe
 from .crowd import Emitters, fit_peaks
 from .drift import Drift, correct, cross_correlation, drift, fiducials
@@ -162,6 +162,7 @@ def run(
         ("method", method, method in METHODS, ", ".join(METHODS)),
         ("method", method, method != "network" or psf is None or isinstance(psf, Gaussian2D), "fit for this PSF"),
         ("learn", learn, not learn or (method != "fit" and model is None), "another method than fit, and no model"),
+        ("learn", learn, not learn or psf is None or isinstance(psf, Gaussian2D), "False for this PSF"),
     ):  # an error now rather than in a worker, or at the end
         if not good:
             raise ValueError(f"localize got {name}={value!r}; expected {expected}")
@@ -350,7 +351,7 @@ def localize_frames(
     """
     psf = Gaussian2D() if psf is None else psf
     frames = np.ascontiguousarray(frames, np.float32)
-    behind = background(frames, variance, sigma)
+    behind = flickering(frames, background(frames, variance, sigma), variance, sigma)
     peaks = None if everywhere else find(frames, behind, variance, sigma, threshold, false_positives)
     if saturated is not None:
         frames[saturated] = np.nan  # bright enough to be seen, but no measure of brightness
