@@ -7,7 +7,7 @@ ARGS ?=
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench examples gpu-check lint clean
+.PHONY: help setup demo test bench examples weights gpu-check lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -45,6 +45,9 @@ gpu-check:  ## tests on CuPy arrays, compute-sanitizer on the kernels, GPU bench
 	PYTHONPATH=. $(PYTHON) -m pytest -q
 	PYTHONPATH=. compute-sanitizer --error-exitcode 1 $(PYTHON) -m pytest -q tests/test_kernels.py -k cuda
 	PYTHONPATH=. $(PYTHON) -m bench --device gpu
+
+weights: .venv/run.stamp  ## the network that comes with the package, taught anew on frames that the model draws
+	$(BIN)/python -m smlmcore.localize.learn smlmcore/localize/general.npz
 
 lint: .venv/test.stamp  ## style
 	$(BIN)/ruff check .

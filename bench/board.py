@@ -1,7 +1,7 @@
 """What logging costs: the same training with a `training.Board` at its defaults, and what a profile costs.
 
 The share of a Board is held by itself: after an epoch it looks (errors, pictures, histograms) only if all logging so
-far took less than 2 % of the training.  A scalar costs 30 us, three of them every tenth step.  What remains is the
+far took less than 1 % of the training.  A scalar costs 30 us, three of them every tenth step.  What remains is the
 writing thread of tensorboardX, and the look at the end.  Both trainings run in turn; the median of their ratios counts.
 """
 
@@ -21,7 +21,7 @@ from smlmcore.training import Board, Trainer
 
 from .harness import Row, compare
 
-SHAPE, COUNT, EPOCHS, PAIRS = (11, 11), 6000, 8, 3
+SHAPE, COUNT, EPOCHS, PAIRS = (11, 11), 6000, 24, 2
 
 
 def rows() -> Iterator[Row]:

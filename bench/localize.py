@@ -30,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ import numpy as np
 
 from smlmcore import data, localize, psf
 from smlmcore.camera import Camera
+from smlmcore.localize.network import general
+from smlmcore.localize.run import localize_frames
 
 from .harness import Row, compare
 
@@ -49,6 +52,7 @@ def rows() -> Iterator[Row]:
     """The rows of the in-process comparison, then those of whole processes."""
     yield from postprocessing()
     yield from movies()
+    yield from learned()
 
 
 def events(seed: int = 0) -> tuple[np.ndarray, np.ndarray, int]:
@@ -186,7 +190,8 @@ def whole_process(frames: int, per_frame: int, movies: Path | None = None) -> Ro
         folder, size = Path(name), (frames, 128, 128)
         movie, truth = write_movie(movies or folder, frames, per_frame)
         out = folder / "out"
-        command = [sys.executable, "-m", "smlmcore", "localize", str(movie), "--out", str(out), "--quiet"]
+        command = [sys.executable, "-m", "smlmcore", "localize", str(movie), "--out", str(out), "--method", "fit"]
+        command.append("--quiet")
         if frames == 1000:  # fills the caches
             process([*command, "--overwrite"])
         ours = process([*command, "--overwrite"])
@@ -195,6 +200,26 @@ def whole_process(frames: int, per_frame: int, movies: Path | None = None) -> Ro
         target = ">= 6x" if frames == 1000 else ">= 10x"
         work = f"localize {frames} frames, {per_frame} per frame"
         return Row(work, ours, {"Picasso localize": theirs}, frames, target, f"{mine}{note}")
+
+
+def learned() -> Iterator[Row]:
+    """`--method auto` and `network` in process: 512 frames, detection and refinement included, file and report not."""
+    for per_frame, target in ((8, ">= 1500 frames/s"), (60, ">= 250 frames/s")):
+        with tempfile.TemporaryDirectory() as name:
+            movie, truth = write_movie(Path(name), 512, per_frame)
+            counts = data.open_movie(movie).read(0, 512)
+        frames, light = np.asarray(CAMERA.photoelectrons(counts), np.float32), (2000.0, 200.0)
+        for method in ("auto", "network"):
+            run = partial(
+                localize_frames, frames, CAMERA.variance, sigma=1.3, network=general(),
+                everywhere=method == "network", light=light,
+            )  # fmt: skip
+            mine = quality(run(), truth, (512, 128, 128))
+            row = compare(
+                f"localize --method {method}, {per_frame} per frame", run, {}, items=512, repeat=3, target=target
+            )
+            row.note = f"{512 / row.ours:.0f} frames/s; {mine}"
+            yield row
 
 
 def process(command: list[str]) -> float:

@@ -23,11 +23,12 @@ from smlmcore.psf import Gaussian2D
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--quick", action="store_true", help="fewer images and steps")
+parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--out", type=Path, default=Path("results/several_emitters"))
 options = parser.parse_args()
-steps, count = (400, 500) if options.quick else (3000, 4000)
+steps, count = (60, 100) if options.quick else (3000, 4000)
 shape, places, sigma, background = (32, 32), 4, 1.3, 10.0
-rng = np.random.default_rng(0)
+rng = np.random.default_rng(options.seed)
 
 # images: four places each, half of them off
 on = rng.random((count, places)) < 0.5
@@ -46,13 +47,13 @@ prior = Prior(
     read_noise=(0, 0.1), uneven=0.0,
 )  # fmt: skip
 start = time.perf_counter()
-network = learn(Network(prior), steps)
+network = learn(Network(prior), steps, seed=options.seed)
 seconds = time.perf_counter() - start
 
 # find, then refine
 start = time.perf_counter()
 found = network.find(images, background, sigma=sigma)
-frame, rows = refine(images, found, np.full((1, *shape), background, np.float32), sigma=sigma)
+frame, rows = refine(images, found, np.full((1, *shape), background, np.float32), sigma=sigma, light=(2000.0, 200.0))
 refined = data.table(frame=frame, x=rows[:, 0], y=rows[:, 1], photons=rows[:, 2])
 rate = count / (time.perf_counter() - start)
 

@@ -31,6 +31,7 @@ __all__ = [
     "loss",
     "mapper",
     "optim",
+    "profiler",
     "psf",
     "renderer",
     "simulate",

@@ -22,6 +22,7 @@ from . import data, fit, plot
 from .camera import Camera
 from .localize.cut import cut
 from .localize.detect import detect, isolated
+from .localize.source import known_settings
 from .psf import PSF, beads, retrieve
 
 OUTPUTS = ("psf.npz", "report.json", "report.png")
@@ -103,7 +104,7 @@ def read_beads(
 
 
 def _camera(path: Any, source: Any, given: Mapping[str, float | None]) -> Camera:
-    settings = {**source.camera, **{k: v for k, v in given.items() if v is not None}}
+    settings = known_settings(source, given)
     missing = [name for name in ("offset", "gain") if settings.get(name) is None]
     if missing:
         raise data.DataError(

@@ -48,3 +48,13 @@ def residual(images: np.ndarray, prediction: np.ndarray, variance: Any = 0.0) ->
     """
     squared = np.maximum(prediction, 0) + to_cpu(variance)
     return (images - prediction) / np.sqrt(np.where(squared > 0, squared, 1))
+
+
+def limits(image: np.ndarray) -> tuple[float, float]:
+    """Smallest and largest finite value of `image`; 0 and 1 if there is none.
+
+    >>> limits(np.array([1.0, np.nan, 3.0]))
+    (1.0, 3.0)
+    """
+    finite = image[np.isfinite(image)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)

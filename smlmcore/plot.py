@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from .pictures import limits
+
 INK, ACCENT, SECOND, FAINT = "#1f2933", "#0b7285", "#e8590c", "#adb5bd"
 
 
@@ -183,16 +185,6 @@ def show(axis: Any, image: np.ndarray, colors: str, low: float, high: float) -> 
     return axis.imshow(image, cmap=colors, vmin=low, vmax=high)
 
 
-def limits(image: np.ndarray) -> tuple[float, float]:
-    """Smallest and largest finite value of `image`; 0 and 1 if there is none.
-
-    >>> limits(np.array([1.0, np.nan, 3.0]))
-    (1.0, 3.0)
-    """
-    finite = image[np.isfinite(image)]
-    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-
-
 def scores(scores: Mapping[str, Any], images: np.ndarray, prediction: np.ndarray, variance: Any = 0.0) -> Figure:
     """Fits that are as good as `scores`, a `fit.Score` by stage, with the first eight of `images` (m, h, w).
 
@@ -321,11 +313,11 @@ def retrieval(report: Any) -> Figure:
     aberration = psf.aberration() * inside
     most = max(float(np.nanmax(np.abs(aberration))), 1e-3)
     amplitude = np.ones_like(inside) if psf.magnitude is None else np.asarray(psf.magnitude)
-    for axis, image, title, limits in (
+    for axis, image, title, scale in (
         (phase, aberration, "phase (rad)", {"cmap": "RdBu_r", "vmin": -most, "vmax": most}),
         (magnitude, amplitude * inside, "magnitude", {"cmap": "viridis", "vmin": 0}),
     ):
-        figure.colorbar(axis.imshow(image, **limits), ax=axis, shrink=0.7)
+        figure.colorbar(axis.imshow(image, **scale), ax=axis, shrink=0.7)
         axis.set_title(title, color=INK)
         axis.set_axis_off()
     places = np.arange(len(psf.modes))

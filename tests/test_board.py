@@ -242,6 +242,12 @@ def test_folder_from_the_configuration(tmp_path, monkeypatch):
     assert Board().folder != first
 
 
+def test_truth_of_other_images(tmp_path):
+    _, trainer = make(callbacks=[Board(tmp_path, {"x": np.zeros(7)})])
+    with pytest.raises(ValueError, match="7 true values of x for 300 images"):
+        trainer.run()
+
+
 def test_bad_settings_and_no_tensorboardx(monkeypatch):
     with pytest.raises(ValueError, match="every=0"):
         Board(every=0)

@@ -1,4 +1,7 @@
-"""Every example runs with --quick in a process of its own and ends in a table, a report and a picture."""
+"""Every example runs with --quick in a process of its own and ends in a table, a report and a picture.
+
+Those that have much to compile run with `pytest -m slow tests/test_examples.py` only.
+"""
 
 import json
 import math
@@ -10,6 +13,11 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "examples"
+SLOW = ("dense_emitters", "several_emitters")
+NAMES = [
+    pytest.param(path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
+    for path in sorted(FOLDER.glob("*.py"))
+]
 
 # What a report must hold after a short training: path of keys -> lowest and highest value.
 LIMITS = {
@@ -23,10 +31,12 @@ LIMITS = {
         ("3-D, confocal: blind: a new object, from the kernel found", "dB"): (39, 45),
     },
     "denoising": {("noisy", "dB"): (17, 20), ("all images, 60 steps", "dB"): (26.5, 32)},
+    "dense_emitters": {("60 per frame, network of the package, refined", "jaccard"): (0.97, 1)},
+    "several_emitters": {("refined", "jaccard"): (0.98, 1), ("refined", "rmse over CRLB, isolated"): (0.85, 1.15)},
 }
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
+@pytest.mark.parametrize("name", NAMES)
 def test_example(name, tmp_path):
     command = [sys.executable, FOLDER / f"{name}.py", "--quick", "--out", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

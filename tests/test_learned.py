@@ -15,7 +15,7 @@ from smlmcore.localize.learned import fit_learned
 from smlmcore.localize.network import CELL, Network, general
 from smlmcore.localize.prior import Prior
 from smlmcore.localize.refine import refine
-from smlmcore.localize.run import run
+from smlmcore.localize.run import localize_frames, run
 from smlmcore.loss import Mixture
 from smlmcore.mapper.mixture import components, peaks
 
@@ -247,6 +247,19 @@ def test_auto_beats_the_fit_in_a_crowd():
         assert np.isfinite(emitters.errors[:, :3]).all()
     assert min(s["jaccard"] for s in scores.values()) > 0.97
     assert max(s["rmse_lateral"] for s in scores.values()) < 11
+
+
+def test_background_that_jumps_from_frame_to_frame():
+    rng = np.random.default_rng(8)
+    frames, truth = frames_of(rng, 40, (48, 56), 6, background=5.0)
+    level = np.tile([0.0, 10.0], 20)[:, None, None]
+    frames = frames + rng.poisson(np.broadcast_to(level, frames.shape)).astype(np.float32)
+    for network in (None, general()):
+        table = localize_frames(frames, network=network)
+        assert localize.score(table, truth, 0.1)["250"]["jaccard"] > 0.93
+    odd = table["frame"] % 2 == 1
+    assert abs(np.median(table["background"][odd]) - 15) < 1
+    assert abs(np.median(table["background"][~odd]) - 5) < 1
 
 
 @pytest.fixture(scope="module")

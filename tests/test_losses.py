@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from scipy import special, stats
+from scipy import ndimage, special, stats
 
-from smlmcore import loss
+from smlmcore import encoder, fit, loss, mapper, renderer, simulate, training
 from smlmcore.autograd import Tensor, check_gradient
 from smlmcore.camera import Camera
 
@@ -168,3 +168,29 @@ def test_the_limit_stops_a_model_that_copies_its_images(rng):
         kept[name] = np.mean((free - data) ** 2) / np.mean((truth - data) ** 2)
     assert kept["plain"] < 0.15  # nearly all of the noise is in the model
     assert kept["limited"] > 0.5
+
+
+def test_the_limit_in_a_denoising_unet(tmp_path):
+    """Four noisy images of filaments: a U-Net that may learns the noise itself, with the limit it does not."""
+    rng, shape = np.random.default_rng(0), (32, 32)
+    light = [np.histogram2d(*simulate.filaments(rng, shape, count=3).T, 32, [(0, 32), (0, 32)])[0] for _ in range(4)]
+    truth = ndimage.gaussian_filter(np.array(light), (0, 1.3, 1.3))
+    truth = 5 + 30 * truth / truth.max((1, 2), keepdims=True)
+    data = rng.poisson(truth).astype(np.float32)
+    off = {}
+    for part in (loss.PoissonGaussian(exact=False), loss.SelfLimiting()):
+        model = fit.FitModel(encoder.UNet(1, depth=1, width=16), mapper.Image(), renderer.Image(shape), part)
+        model.init(np.random.default_rng(1))
+        settings = {"batch": 4, "rate": 4e-3, "warmup": 20, "held_out": 0.0, "progress": False}
+        training.Trainer(model, data, epochs=300, **settings).run()
+        image = model.predict(data)["image"]
+        noise = ((data - truth) ** 2).mean()
+        off[type(part).__name__] = ((image - data) ** 2).mean() / noise, ((image - truth) ** 2).mean() / noise
+    from_data, from_truth = off["PoissonGaussian"]
+    assert from_data < 0.2  # a perfect model: 1 from the data, 0 from the truth
+    assert from_truth > 0.8
+    from_data, from_truth = off["SelfLimiting"]
+    assert from_data > 0.8
+    assert from_truth < 0.75
+    model.save(tmp_path / "model.npz")
+    np.testing.assert_array_equal(fit.FitModel.load(tmp_path / "model.npz").predict(data)["image"], image)

@@ -129,6 +129,25 @@ def test_an_unknown_camera_is_guessed_and_that_is_said(tmp_path, capsys):
     assert abs(report["camera"]["offset"] - CAMERA.offset) < 2
 
 
+def test_maps_of_a_camera_that_was_saved(tmp_path, capsys):
+    """Hot pixels and uneven gains: known pixel by pixel, they cost no more accuracy than the bound says."""
+    rng, shape = np.random.default_rng(5), (64, 64)
+    noise = np.where(rng.random(shape) < 0.03, 30.0, 1.5)
+    camera = Camera(rng.normal(100, 3, shape), rng.uniform(0.4, 0.6, shape), noise, 0.1)
+    camera.save(tmp_path / "camera.npz")
+    movie = write_movie(tmp_path, frames=60, camera=camera)
+    out = tmp_path / "o"
+    assert main(["fit", str(movie), "-o", str(out), "--camera", str(tmp_path / "camera.npz"), *QUICK]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["camera"]["maps"] == ["offset", "gain", "read_noise"]
+    assert report["localizations"] > 150
+    x, y = (report["refined"]["rmse_over_crlb"][k] for k in "xy")
+    assert np.sqrt((x**2 + y**2) / 2) < 1 + 4 / np.sqrt(4 * report["loss"]["unseen_spots"])  # standard error 1/√(2·2n)
+    camera.crop(0, 0, 32, 64).save(tmp_path / "half.npz")
+    assert main(["fit", str(movie), "-o", str(tmp_path / "p"), "--camera", str(tmp_path / "half.npz"), *QUICK]) == 2
+    assert "maps are of (32, 64) pixels, the frames of (64, 64)" in one_line(capsys)
+
+
 def one_line(capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1, error

@@ -58,9 +58,10 @@ def grid():
         for v in (0.01, 0.25, 1.0, 9.0, 2500.0):
             for z in (-4, -0.3, 4):
                 yield mu, mu + z * np.sqrt(mu + v), v
-    # where the sum over 140 terms gives way to the integral
-    for mu, v in ((64.0, 2500.0), (80.0, 400.0), (150.0, 100.0), (700.0, 64.0), (2e4, 900.0), (1e5, 25.0)):
-        for z in (-6, 0.5, 5):
+    # bright or wide: the series and its borders, λ + v = 16 and v = 1.8
+    wide = ((64.0, 2500.0), (80.0, 400.0), (150.0, 100.0), (700.0, 64.0), (2e4, 900.0), (1e5, 25.0))
+    for mu, v in (*wide, (13.0, 4.0), (3.0, 14.0), (14.5, 1.8), (60.0, 1.85), (1e4, 2.0), (0.01, 17.0)):
+        for z in (-6, 0.5, 5, 30):
             yield mu, mu + z * np.sqrt(mu + v), v
     yield from [(1e6, -10.5, 1.0), (1e6, -500.0, 2500.0), (30.0, 300.0, 4.0), (300.0, 0.0, 0.01), (1e-9, 6.2, 0.5)]
 
@@ -87,7 +88,7 @@ def test_value_and_gradient_in_float64(truth, f, column):
 
 
 def test_lanes_agree_with_the_scalar_code(rng):
-    """Pixels of all kinds side by side: each is the same as alone, and as the sum of plain terms."""
+    """Pixels of all kinds side by side: each is the same as alone, by the sum of plain terms."""
     n = 3000
     mu, v = 10 ** rng.uniform(-3, 6, n), 10 ** rng.uniform(-2, 3.4, n)
     d = rng.poisson(mu) + np.sqrt(v) * rng.standard_normal(n)

@@ -22,8 +22,11 @@ def add(commands: Any) -> None:
     p.add_argument("-o", "--out", type=Path, required=True, metavar="OUT.tif", help="object to write")
     number(p, "--iterations", int, "steps of Richardson and Lucy", 200)
     number(p, "--refine", int, "the kernel is only a start, and follows after so many iterations")
+    number(p, "--every", int, "with --refine: iterations from one step of the kernel to the next", 5)
+    p.add_argument("--symmetric", action="store_true", help="with --refine: the kernel stays symmetric")
     p.add_argument("--kernel-out", type=Path, metavar="FILE.tif", help="with --refine: write the kernel that was found")
     p.add_argument("--mode", choices=("periodic", "same", "valid"), default="same", help="what is beyond the border")
+    number(p, "--deviance", float, "end earlier, when the mean deviance of a pixel is down to this (noise alone: 1)")
     number(p, "--background", float, "photoelectrons per pixel that no kernel has blurred", 0.0)
     image_arguments(p)
     output_arguments(p)
@@ -36,8 +39,11 @@ def run(
     out: Path,
     iterations: int,
     refine: int | None,
+    every: int,
+    symmetric: bool,
     kernel_out: Path | None,
     mode: str,
+    deviance: float | None,
     background: float,
     overwrite: bool,
     quiet: bool,
@@ -52,12 +58,13 @@ def run(
     with data.open_movie(kernel) as movie:
         blur = movie.read().astype(np.float32)
     blurred, camera = read_images(images, options)
-    settings = {"refine": refine, "mode": mode, "background": background, "progress": not quiet}
+    settings = {"refine": refine, "every": every, "symmetric": symmetric, "mode": mode, "deviance": deviance}
+    settings |= {"background": background, "variance": camera.variance, "progress": not quiet}
     if len(blur) > 1:
-        found = [deconvolve(blurred, blur, iterations, variance=camera.variance, **settings)]
+        found = [deconvolve(blurred, blur, iterations, **settings)]
         objects, kernels = found[0].object, found[0].kernel
     else:
-        found = [deconvolve(image, blur[0], iterations, variance=camera.variance, **settings) for image in blurred]
+        found = [deconvolve(image, blur[0], iterations, **settings) for image in blurred]
         objects, kernels = np.stack([f.object for f in found]), np.stack([f.kernel for f in found])
     write_images(out, objects, camera)
     if kernel_out is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .options import camera_arguments, number, output_arguments
+from .options import camera_arguments, camera_file, number, output_arguments
 
 
 def add(commands: Any) -> None:
@@ -26,6 +26,7 @@ def add(commands: Any) -> None:
     number(p, "--epochs", int, "passes over the spots in training (default: by their number)")
     number(p, "--seed", int, "seed of all random numbers (default: 0)")
     p.add_argument("--device", choices=("cpu", "gpu"), help="where to compute (default: cpu)")
+    camera_file(p)
     camera_arguments(p)
     output_arguments(p)
     p.set_defaults(run=run)
@@ -34,7 +35,7 @@ def add(commands: Any) -> None:
 def run(movie: Path, out: Path | None, overwrite: bool, quiet: bool, **options: Any) -> None:
     from ..localize import pipeline
 
-    camera = {k: v for k in ("offset", "gain", "read_noise", "pixel_size") if (v := options.pop(k)) is not None}
+    camera = {k: v for k in ("file", "offset", "gain", "read_noise", "pixel_size") if (v := options.pop(k)) is not None}
     given = {k: v for k, v in options.items() if v is not None}  # the rest are the pipeline's defaults
     out = movie.with_suffix(".fit") if out is None else out
     report = pipeline.fit_movie(movie, out, camera, quiet=quiet, overwrite=overwrite, **given)

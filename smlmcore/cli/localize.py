@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .options import camera_arguments, number, output_arguments
+from .options import camera_arguments, camera_file, number, output_arguments
 
 
 def add(commands: Any) -> None:
@@ -43,6 +43,7 @@ def add(commands: Any) -> None:
     p.add_argument("--csv", action="store_const", const=True, help="the table for ThunderSTORM as well")
     number(p, "--workers", int, "processes on this machine, by Dask (default: the threads of this one)")
     p.add_argument("--scheduler", metavar="ADDRESS", help="an existing Dask cluster, such as tcp://host:8786")
+    camera_file(p)
     camera_arguments(p)
     output_arguments(p)
     p.set_defaults(run=run)
@@ -52,7 +53,7 @@ def run(movies: list[Path], out: Path | None, settings: Path | None, quiet: bool
     from .. import data
     from ..localize.run import read_settings, run
 
-    camera = {k: v for k in ("offset", "gain", "read_noise", "pixel_size") if (v := options.pop(k)) is not None}
+    camera = {k: v for k in ("file", "offset", "gain", "read_noise", "pixel_size") if (v := options.pop(k)) is not None}
     given = {k: v for k, v in options.items() if v is not None}
     if settings is not None:
         stored = read_settings(settings)

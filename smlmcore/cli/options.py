@@ -35,6 +35,11 @@ def image_arguments(p: argparse.ArgumentParser) -> None:
     camera_arguments(group)
 
 
+def camera_file(p: argparse.ArgumentParser) -> None:
+    """A camera with maps, as `Camera.save` writes it; single settings given beside it come before."""
+    p.add_argument("--camera", dest="file", metavar="FILE.npz", help="a camera and its maps, as Camera.save writes it")
+
+
 def output_arguments(p: argparse.ArgumentParser) -> None:
     """Whether to overwrite, and whether to speak."""
     p.add_argument("--overwrite", action="store_true", help="replace files that exist")

@@ -24,16 +24,20 @@ def add(commands: Any) -> None:
     )
     p.add_argument("config", type=Path, metavar="CONFIG.yaml", help="images, camera, model and training")
     p.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="folder for the results (default: CONFIG.train)")
+    p.add_argument(
+        "--log", type=Path, nargs="?", const=Path(), metavar="FOLDER",
+        help="write a log for TensorBoard (default: a new folder in LOG_PATH.run of smlmcore config)",
+    )  # fmt: skip
     p.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="where to compute (default: cpu)")
     output_arguments(p)
     p.set_defaults(run=run)
 
 
-def run(config: Path, out: Path | None, device: str, overwrite: bool, quiet: bool) -> None:
+def run(config: Path, out: Path | None, log: Path | None, device: str, overwrite: bool, quiet: bool) -> None:
     import yaml
 
     from .. import backend, data
-    from ..training import Trainer
+    from ..training import Board, Trainer
     from ..training.config import check, model_from
     from .images import read_images
 
@@ -55,6 +59,8 @@ def run(config: Path, out: Path | None, device: str, overwrite: bool, quiet: boo
         if device == "gpu":
             images, variance = backend.to_gpu(images), backend.to_gpu(np.asarray(variance))
             model.init(np.random.default_rng(arguments.get("seed", 0))).to_gpu()
+        if log is not None:
+            arguments["callbacks"] = [Board(log if log.parts else None)]
         if overwrite:
             for name in RESULTS:
                 (out / name).unlink(missing_ok=True)

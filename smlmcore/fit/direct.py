@@ -75,7 +75,7 @@ def mle(
     lowest, highest = several.numbers(emitters)
     if highest == 1:
         return _run(problem, threads, progress)
-    with _threads(threads), _progress(progress, len(problem.spots)) as advance:
+    with with_threads(threads), _progress(progress, len(problem.spots)) as advance:
         return several.fit(problem, lowest, highest, _fit_chunk, advance)
 
 
@@ -118,7 +118,7 @@ def _run(problem: Problem, threads: int | None, progress: Progress) -> Result:
     later = body.measure is not None and problem.initial is None
     out = problem.outputs(len(problem.spots), measured=not later)
     new = body.is_compiled is not None and not body.is_compiled(problem)
-    with _threads(threads), _progress(progress, len(problem.spots), COMPILING if new else FITTING) as advance:
+    with with_threads(threads), _progress(progress, len(problem.spots), COMPILING if new else FITTING) as advance:
         for chunk in problem.chunks(body.raw):
             part = _rows_of(out, chunk.rows)
             _fit_chunk(problem, chunk, part)
@@ -317,7 +317,7 @@ def _astray(problem: Problem, parameters, errors, status, iterations, log_likeli
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def with_threads(count: int | None) -> Iterator[None]:
     """numba's number of threads within the block."""
     most, before = numba.config.NUMBA_NUM_THREADS, numba.get_num_threads()
     if count is not None and not (isinstance(count, int | np.integer) and 1 <= count <= most):

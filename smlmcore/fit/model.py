@@ -47,7 +47,7 @@ class FitModel:
 
     def init(self, rng: np.random.Generator) -> FitModel:
         """Draw the learned parameters at the start from `rng`; returns the model."""
-        own = {part: getattr(self, part).init(rng) for part in PARTS[:3]}
+        own = {part: getattr(self, part).init(rng) for part in (PARTS if self._learned_loss else PARTS[:3])}
         self.parameters = {f"{part}.{name}": value for part, values in own.items() for name, value in values.items()}
         return self
 
@@ -86,7 +86,15 @@ class FitModel:
         """Mean loss in nats per pixel: the number that training makes small."""
         prediction = self(p, images, variance, index)[1]
         with profiler.span("loss"):
-            return self.loss(prediction, images, variance).mean()
+            return self.nats(p, prediction, images, variance).mean()
+
+    def nats(self, p: Mapping[str, Any], prediction: Any, images: Any, variance: Any = 0.0) -> Any:
+        """Loss of every pixel of rendered images; a loss that learns, as `loss.SelfLimiting`, has its part of `p`."""
+        return self.loss(*([part(p, "loss")] if self._learned_loss else []), prediction, images, variance)
+
+    @property
+    def _learned_loss(self) -> bool:
+        return getattr(self.loss, "learned", False)
 
     def predict(self, images: Any, variance: Any = 0.0, batch: int = 1024, index: Any = None) -> dict[str, Any]:
         """Named parameters, (n,) each or images, from the encoder alone, for `images` (n, *shape) in photoelectrons.
@@ -115,7 +123,8 @@ class FitModel:
         start = self.predict(images, variance) if initial is None else initial
         names = self.renderer.psf.names
         table = backend.module(images).stack([start[name] for name in names], 1)
-        return refine(self.psf, images, variance, table, loss=self.loss, **settings)
+        loss = self.loss.loss if self._learned_loss else self.loss
+        return refine(self.psf, images, variance, table, loss=loss, **settings)
 
     def summary(self) -> str:
         """Parts, what comes out of each, their parameters and memory, as text; see `fit.summary`."""

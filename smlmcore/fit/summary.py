@@ -80,7 +80,7 @@ def trial(model: FitModel, p: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, A
     features = model.features(p, image, index)
     values, prediction = model(p, image, 0.0, index)
     with profiler.span("loss"):
-        return features, values, prediction, model.loss(prediction, image, 0.0)
+        return features, values, prediction, model.nats(p, prediction, image, 0.0)
 
 
 def tape(result: Tensor) -> list[Node]:

@@ -282,17 +282,20 @@ def input_gradient(gradient, slope, weight, stride, pad, out):
 
 # ---------------------------------------------------------------------------------------------- weight gradient
 @njit()
-def _weight_strips(strips, strip_rows, x, none, gradient, slope, taps, stride, pad, pitch, widths, total, start):
+def _weight_strips(
+    strips, strip_rows, x, none, gradient, slope, taps, stride, pad, pitch, widths, columns, total, start
+):
     """Add these strips to the flat partial sum total[start:], [kz*ky*kx*c + 1, columns]; its last row is the bias."""
     _, f, h, w, c = x.shape
     _, o, p, q, d = gradient.shape
     kz, ky, kx = taps
-    images, gradients, columns, line = x.reshape(-1), gradient.reshape(-1), widths.sum(), pitch // stride
+    images, gradients, line = x.reshape(-1), gradient.reshape(-1), pitch // stride
     top, left = border(pad, ky), border(pad, kx)
     plane = ceil((strip_rows - 1) * stride + ky, stride) * stride * pitch * c
     scratch = np.zeros(kz * plane + left * c, x.dtype)
     spread, tight = np.zeros(strip_rows * line * columns, x.dtype), np.empty(strip_rows * q * d, x.dtype)
-    one, whole = np.ones(1, x.dtype), np.zeros(1, np.int64)
+    one, whole = np.empty(1, x.dtype), np.zeros(1, np.int64)
+    one[0] = 1
     per_plane = ceil(p, strip_rows)
     for strip in strips:
         source, first = strip // per_plane, strip % per_plane * strip_rows
@@ -327,11 +330,10 @@ def _weight_strips(strips, strip_rows, x, none, gradient, slope, taps, stride, p
 
 
 @njit(parallel=True)
-def _weight_gradient(x, none, gradient, slope, stride, pad, widths, weight, bias):
+def _weight_gradient(x, none, gradient, slope, stride, pad, widths, columns, weight, bias):
     n, _, _, w, c = x.shape
     _, o, p, q, d = gradient.shape
     kz, ky, kx = taps = weight.shape[:3]
-    columns = widths.sum()
     pitch = stride * max(ceil(w + border(pad, kx), stride), q)
     rows = _strip_rows(n * o, p, q, x.itemsize * pitch * (stride * kz * c + columns // stride), SHORT_STRIP)
     strips = n * o * ceil(p, rows)
@@ -339,7 +341,9 @@ def _weight_gradient(x, none, gradient, slope, stride, pad, widths, weight, bias
     total = np.zeros(parts * size, x.dtype)
     for part in prange(parts):
         own = range(strips * part // parts, strips * (part + 1) // parts)
-        _weight_strips(own, rows, x, none, gradient, slope, taps, stride, pad, pitch, widths, total, part * size)
+        _weight_strips(
+            own, rows, x, none, gradient, slope, taps, stride, pad, pitch, widths, columns, total, part * size
+        )
     flat = weight.reshape(-1)
     for row in prange(kz * ky * kx * c + 1):
         for column in range(d):
@@ -356,4 +360,5 @@ def weight_gradient(x, gradient, slope, stride, pad, weight, bias):
     """`conv_weight_gradient` of the module `conv`."""
     link()
     none = frozen(np.empty(0, x.dtype))
-    _weight_gradient(frozen(x), none, frozen(gradient), frozen(slope), stride, pad, blocks(bias.size), weight, bias)
+    widths = blocks(bias.size)
+    _weight_gradient(frozen(x), none, frozen(gradient), frozen(slope), stride, pad, widths, widths.sum(), weight, bias)

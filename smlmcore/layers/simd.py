@@ -61,20 +61,20 @@ def _cut(eights: int) -> tuple[float, tuple[int, ...]]:
 
 def pack(matrix: np.ndarray, widths: np.ndarray) -> np.ndarray:
     """matrix[rows, columns] cut into blocks of columns, each contiguous, the last one filled up with zeros; flat."""
-    return _pack(frozen(np.ascontiguousarray(matrix)), widths)
+    packed = np.zeros(len(matrix) * widths.sum(), matrix.dtype)
+    _pack(frozen(np.ascontiguousarray(matrix)), widths, packed)
+    return packed
 
 
 @njit()
-def _pack(matrix, widths):
+def _pack(matrix, widths, packed):
     rows, columns = matrix.shape
-    packed = np.zeros(rows * widths.sum(), matrix.dtype)
     flat, start, w = matrix.reshape(-1), 0, 0
     for width in widths:
         for r in range(rows):
             copy(flat, r * columns + start, packed, w, min(width, columns - start))
             w += width
         start += width
-    return packed
 
 
 def _tile(rows: int, width: int):

@@ -214,7 +214,7 @@ def _forward_groups(groups, deep, high, x, factors, packed, init, kz, pz, pad, a
     scratch, tile_out = np.zeros(6 * (TILE * across + 2) * c, x.dtype), np.empty(16 * WIDEST, x.dtype)
     plane_in = _plane((deep + kz - 1) * high * across * c)
     most, table = deep * high * across, np.empty(kz, np.int64)
-    values, sums = np.empty(TAPS * plane_in, x.dtype), np.empty(TAPS * _plane(most * widths.max()), x.dtype)
+    values, sums = np.empty(TAPS * plane_in, x.dtype), np.empty(TAPS * _plane(most * WIDEST), x.dtype)
     for group in groups:
         image, first, row, planes, rows = _place(group, deep, high, o, down)
         _transformed(
@@ -296,7 +296,8 @@ def _weight_part(groups, deep, high, x, none, gradient, slope, kz, pz, pad, colu
     c = x.shape[4]
     _, o, p, q, d = gradient.shape
     images, gradients = x.reshape(-1), gradient.reshape(-1)
-    one, whole = np.ones(1, x.dtype), np.zeros(1, np.int64)
+    one, whole = np.empty(1, x.dtype), np.zeros(1, np.int64)
+    one[0] = 1
     down, across = ceil(p, TILE), ceil(q, TILE)
     plane_in, plane = _plane((deep + kz - 1) * high * across * c), _plane(deep * high * across * width)
     scratch = np.zeros(6 * (TILE * across + 2) * c, x.dtype)
@@ -337,16 +338,16 @@ def _weight_part(groups, deep, high, x, none, gradient, slope, kz, pz, pad, colu
 
 
 @njit(parallel=True)
-def _weight_gradient(x, none, gradient, slope, pad, widths, columns, weight, bias):
+def _weight_gradient(x, none, gradient, slope, pad, widths, columns, widest, workers, weight, bias):
     c = x.shape[4]
     n, o, p, q, d = gradient.shape
     kz = weight.shape[0]
     down, across = ceil(p, TILE), ceil(q, TILE)
-    row_bytes = TAPS * across * (c + widths.max()) * x.itemsize
-    deep, high = _group(n, o, down, across, kz, c, d, row_bytes, WORKERS)
+    row_bytes = TAPS * across * (c + widest) * x.itemsize
+    deep, high = _group(n, o, down, across, kz, c, d, row_bytes, workers)
     groups = n * ceil(o, deep) * ceil(down, high)
     block = kz * TAPS * c * d
-    parts = min(groups, PARTS, max(n * o * down * across // PART_TILES, ceil(WORKERS, widths.size)))
+    parts = min(groups, PARTS, max(n * o * down * across // PART_TILES, ceil(workers, widths.size)))
     total, biases = np.zeros(parts * block, x.dtype), np.zeros(parts * d, x.dtype)
     for task in prange(parts * widths.size):
         part, which = task // widths.size, task % widths.size
@@ -384,4 +385,4 @@ def weight_gradient(x, gradient, slope, pad, weight, bias):
     x, gradient = (_one_volume(frozen(a), len(weight)) for a in (x, gradient))
     widths = blocks(bias.size)
     columns = np.cumsum(widths) - widths  # where each block begins
-    _weight_gradient(x, NONE, gradient, frozen(slope), pad, widths, columns, weight, bias)
+    _weight_gradient(x, NONE, gradient, frozen(slope), pad, widths, columns, widths.max(), WORKERS, weight, bias)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..psf import Gaussian2D
 from ..psf.base import PSF
-from .background import background
+from .background import background, flickering
 
 PLACES, FRAMES = 4, 20  # frames are taken from so many places, so many at each
 LIGHT = 0.3  # standard deviations of the noise: pixels with more light of emitters are near them
@@ -31,7 +31,8 @@ def believe(source: Any, table: np.ndarray, psf: PSF, sigma: float) -> dict[str,
     for first in np.unique(np.linspace(0, max(frames - FRAMES, 0), PLACES).astype(int)):
         images, full = source.read(first, min(first + FRAMES, frames))
         read = np.broadcast_to(np.asarray(source.camera.variance, np.float32), (h, w))
-        behind = background(images, source.camera.variance, sigma)[0]
+        behind = background(images, source.camera.variance, sigma)
+        behind = flickering(images, behind, source.camera.variance, sigma)
         near = table[(table["frame"] >= first) & (table["frame"] < first + len(images))]
         values = {name: near["sigma_x" if name == "sigma" else name] for name in psf.names if name != "background"}
         values |= {"background": np.zeros(len(images), np.float32)}

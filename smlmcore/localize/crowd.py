@@ -17,8 +17,9 @@ import numba
 import numpy as np
 
 from .. import fit
-from ..fit.direct import _threads
-from ..fit.generic import _locked, callback
+from ..fit.direct import with_threads
+from ..fit.generic import callback
+from ..fit.numbers import locked
 from ..psf import Gaussian2D, axis
 from ..psf.base import PSF
 from . import joint
@@ -65,7 +66,7 @@ def fit_peaks(
     """
     frames = np.ascontiguousarray(frames, np.float32)
     read = np.ascontiguousarray(np.broadcast_to(np.asarray(variance, np.float32), frames.shape[1:]))
-    with _threads(threads):
+    with with_threads(threads):
         emitters, pixels = _alone(frames, read, peaks, psf, box)
         work = _in_a_crowd(frames, emitters, pixels, psf, sigma, box)
         if work.any():
@@ -135,7 +136,7 @@ def _together(frames, read, emitters, work, psf, sigma, box) -> Emitters:
     origin, found, errors, measure = np.full(m, -1), np.empty((m, p)), np.empty((m, p)), np.empty((m, 3))
     status, crowded, count = np.zeros(m, np.int8), np.zeros(m, bool), np.zeros(len(frames), np.int64)
     given = (
-        callback(psf.numba_partials, real), _locked(psf.constants, real), width >= 0, background, box, limits, frames,
+        callback(psf.numba_partials, real), locked(psf.constants, real), width >= 0, background, box, limits, frames,
         read, starts, emitters.theta.astype(float), work, float(sigma), width, _reach(sigma, box),
         taps(sigma).astype(np.float32), alone, several, room, scratch, origin, found, errors, measure, status, crowded,
         count,

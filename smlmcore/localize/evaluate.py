@@ -16,7 +16,6 @@ RADIUS = 2.0  # pixels: a spot and a true molecule further apart are not the sam
 
 def evaluate(
     spots: Any,
-    variance: float,
     predicted: Mapping[str, np.ndarray],
     result: fit.Result,
     held_out: np.ndarray,
@@ -32,6 +31,10 @@ def evaluate(
     `{"uncertainty": lateral uncertainty in pixels}`.
     """
     psf = Gaussian2D()
+
+    def of(rows: np.ndarray) -> Any:
+        return spots.variance[rows] if np.ndim(spots.variance) else spots.variance
+
     rows = held_out if len(held_out) else np.arange(len(spots.images))
     rows = rows[np.isfinite(result.parameters[rows]).all(1)]
     encoder = np.stack([predicted[name] for name in psf.names], 1).astype(float)
@@ -41,7 +44,7 @@ def evaluate(
         floor, gained, source = result.parameters[rows], len(psf.names), "refined fit + p/2"
     else:
         rows, true = true_parameters(spots, rows, truth)
-        bound = psf.crlb(true, spots.images.shape[1:], variance)
+        bound = psf.crlb(true, spots.images.shape[1:], of(rows))
         good = result.status[rows] == fit.Status.converged
         error = {"encoder": (encoder[rows] - true) / bound, "refined": ((result.parameters[rows] - true) / bound)[good]}
         scores = {stage: score(psf.names, e) for stage, e in error.items()}
@@ -49,7 +52,7 @@ def evaluate(
         errors = {stage: e[:, :2].ravel() for stage, e in error.items()}
         floor, gained, source = true, 0, "truth"
 
-    images = spots.images[rows].astype(float)
+    images, variance = spots.images[rows].astype(float), of(rows)
     pixels = max(int(np.isfinite(images).sum()), 1)
     nats, deviance = {}, {}
     for stage, parameters in {

@@ -13,15 +13,15 @@ from typing import Any
 import numba
 import numpy as np
 
-from .. import fit
+from .. import data, fit
 from ..psf import Gaussian2D
 from .network import CELL, Network, whole
 from .refine import OUT, clovers, refine
 
 UNEXPLAINED = 3.0  # standard deviations of chi square
-WIDE = 2.0  # standard errors by which a spot is wider than usual
-LEAF = 2.5  # standard deviations of the clover leaf that two emitters leave, see `refine`
-NEAR = 4  # pixels around a spot in doubt that the network looks at, at least
+WIDE = 2.5  # standard errors by which a spot is wider than usual
+LEAF = 3.0  # standard deviations of the clover leaf that two emitters leave, see `refine`
+NEAR = 2  # pixels around a spot in doubt that the network looks at, at least
 
 
 @dataclass
@@ -80,12 +80,11 @@ def fit_learned(
     starts = starts[np.argsort(starts["frame"], kind="stable")]
     if not len(starts):
         return certain
-    if len(certain):
-        behind = behind[np.arange(len(frames)) * len(behind) // len(frames)] + _light(certain, psf, frames.shape)
-    frame, rows = refine(frames, starts, behind, variance, sigma, light)
+    frame, rows = refine(frames, starts, behind, variance, sigma, light, _shining(certain, psf, sigma))
     together = _located(frame, rows, psf, sigma)
     # alone after all, and of another width than usual: the fit of its own, in which the width is free
     single = ~_crowded(together, together, len(frames), reach) & ~_crowded(together, certain, len(frames), reach)
+    together.crowded = ~single
     own = _crowded(doubtful, together.rows(single), len(frames), 0.5) & (doubtful.status == fit.Status.converged)
     own &= whole_spot & _unusual(doubtful, psf, sigma)
     replaced = single & _crowded(together, doubtful.rows(own), len(frames), 0.5)
@@ -200,11 +199,12 @@ def _seen(emitters: Located, shape: tuple[int, int, int]) -> np.ndarray:
     return whole(where)
 
 
-def _light(emitters: Located, psf: Gaussian2D, shape: tuple[int, int, int]) -> np.ndarray:
-    """Images (n, h, w) of emitters without background."""
-    values = dict(zip(psf.names, np.ascontiguousarray(emitters.theta.T), strict=True))
-    values["background"] = np.zeros(shape[0], np.float32)
-    return np.asarray(psf.render(values, shape[1:], image=emitters.frame))
+def _shining(emitters: Located, psf: Gaussian2D, sigma: float) -> np.ndarray:
+    """Emitters as a table of frame, x, y, photons, sigma."""
+    names = [name for name in psf.names if name != "background"]
+    columns = {"sigma": np.full(len(emitters), sigma)}
+    columns |= {name: emitters.theta[:, psf.names.index(name)] for name in names}
+    return data.table(frame=emitters.frame, **columns)
 
 
 def _located(frame: np.ndarray, rows: np.ndarray, psf: Gaussian2D, sigma: float) -> Located:

@@ -21,8 +21,8 @@ from .prior import Prior
 INPUTS = 4
 CELL = 16  # pixels: where only some of a frame is looked at, it is in such squares
 BLOCK = 128  # pixels: larger frames are seen in squares of this size
-AROUND = 12  # pixels around cells and blocks that the network sees as well
-FEW = 1 / 8  # share of a block's cells up to which these are looked at one by one
+AROUND = 8  # pixels around cells and blocks that the network sees as well
+FEW = 1 / 5  # share of a block's cells up to which these are looked at one by one
 FORMAT = 1  # of the file
 ROWS = np.dtype([("frame", np.uint32), *((name, np.float32) for name in COLUMNS)])
 
@@ -136,7 +136,7 @@ def general() -> Network:
 def whole(where: np.ndarray) -> np.ndarray:
     """`where` with all squares of a block as soon as more than FEW of them are to be looked at: it costs no more.
 
-    >>> where = np.zeros((1, 8, 8), bool); where[0, :3, :3] = True
+    >>> where = np.zeros((1, 8, 8), bool); where[0, :4, :4] = True
     >>> whole(where).all()
     np.True_
     """

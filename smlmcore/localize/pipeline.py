@@ -17,9 +17,11 @@ from .. import backend, data, fit, plot
 from ..camera import Camera
 from ..psf import Gaussian2D
 from ..training import Trainer
+from .background import background
 from .cut import cut
 from .detect import detect, isolated
 from .evaluate import evaluate
+from .finder import find
 from .render import render
 from .source import known_camera, truth_of
 
@@ -31,11 +33,15 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Spots:
-    """Spots cut from a movie: `images` (n, box, box) in photoelectrons, saturated pixels NaN, and their `peaks`."""
+    """Spots cut from a movie: `images` (n, box, box) in photoelectrons, saturated pixels NaN, and their `peaks`.
+
+    `variance` of the read noise, a number or one for each pixel of the images.
+    """
 
     images: np.ndarray
     peaks: np.ndarray
     found: int
+    variance: Any = 0.0
 
     @property
     def corner(self) -> np.ndarray:
@@ -46,7 +52,7 @@ class Spots:
 def fit_movie(
     movie: str | PathLike[str],
     out: str | PathLike[str],
-    camera: Mapping[str, float | None] | None = None,
+    camera: Mapping[str, Any] | None = None,
     box: int = 11,
     sigma: float = 1.3,
     threshold: float = 6.0,
@@ -59,10 +65,11 @@ def fit_movie(
     """Find the spots of `movie`, learn a Gaussian model from them, refine, write OUTPUTS; returns the report.
 
     `camera`: settings that override those in the file: offset (counts), gain (electrons per count), read_noise
-    (electrons), pixel_size (µm); where neither offset nor gain is known they are guessed from the movie's noise (see
-    `camera.guess`), and the report says so.  `box`: odd side of a spot image, pixels.  `sigma`: usual width of the PSF,
-    pixels. `threshold`: in units of noise.  `epochs`: passes over the spots, default as many as TRAINING_STEPS steps
-    need. `device`: "cpu" or "gpu".  Raises `data.DataError` if the file or what is in it does not do.
+    (electrons), pixel_size (µm), and file, one that `Camera.save` wrote, with maps of all pixels; where neither offset
+    nor gain is known they are guessed from the movie's noise (see `camera.guess`), and the report says so.  `box`: odd
+    side of a spot image, pixels.  `sigma`: usual width of the PSF, pixels.  `threshold`: in units of noise.  `epochs`:
+    passes over the spots, default as many as TRAINING_STEPS steps need.  `device`: "cpu" or "gpu".  Raises
+    `data.DataError` if the file or what is in it does not do.
 
     Where a table `NAME.truth.hdf5` lies beside the movie, the report compares with it.
     """
@@ -78,6 +85,7 @@ def fit_movie(
     clock.lap("find")
 
     images = backend.to_gpu(spots.images) if device == "gpu" else spots.images
+    variance = backend.to_gpu(spots.variance) if device == "gpu" and np.ndim(spots.variance) else spots.variance
     model = fit.gaussian2d((box, box), sigma=sigma).init(np.random.default_rng(seed))
     if device == "gpu":
         model.to_gpu()
@@ -85,7 +93,7 @@ def fit_movie(
     trainer = Trainer(
         model,
         images,
-        settings.variance,
+        variance,
         epochs=min(MOST_EPOCHS, max(1, round(TRAINING_STEPS / steps))) if epochs is None else epochs,
         batch=BATCH,
         seed=seed,
@@ -94,13 +102,13 @@ def fit_movie(
     history = trainer.run()
     clock.lap("train")
 
-    predicted = {name: backend.to_cpu(v) for name, v in model.predict(images, settings.variance).items()}
+    predicted = {name: backend.to_cpu(v) for name, v in model.predict(images, variance).items()}
     with tqdm(total=len(images), desc="refining", unit="spot", disable=True if quiet else None) as bar:
-        result = model.refine(images, settings.variance, progress=bar.update).to_cpu()
+        result = model.refine(images, variance, progress=bar.update).to_cpu()
     clock.lap("refine")
 
     table = localizations(spots, result)
-    numbers, errors = evaluate(spots, settings.variance, predicted, result, trainer.held_out, truth_of([movie]))
+    numbers, errors = evaluate(spots, predicted, result, trainer.held_out, truth_of([movie]))
     report = {
         "movie": {"file": Path(movie).name, "frames": shape[0], "height": shape[1], "width": shape[2]},
         "camera": settings.describe(),
@@ -140,7 +148,10 @@ def find_spots(movie: data.Movie, camera: Camera, box: int, sigma: float, thresh
     with tqdm(total=movie.shape[0], desc="finding spots", unit="frame", disable=True if quiet else None) as bar:
         for start, counts in movie.chunks():
             frames = camera.photoelectrons(counts)
-            seen = detect(frames, camera.variance, sigma, threshold)
+            if camera.shape is None:
+                seen = detect(frames, camera.variance, sigma, threshold)
+            else:  # which knows what each pixel's noise is
+                seen = find(frames, background(frames, camera.variance, sigma), camera.variance, sigma, threshold)
             frames[counts >= saturated] = np.nan  # bright enough to be seen, but no measure of brightness
             found += len(seen)
             spots, alone = cut(frames, seen[isolated(seen, box / 2)], box)
@@ -153,7 +164,12 @@ def find_spots(movie: data.Movie, camera: Camera, box: int, sigma: float, thresh
             f"no spots: {found} peaks above {threshold} times the noise, none isolated and {box // 2} pixels inside "
             "the frame; lower --threshold or --box, and check --offset and --gain"
         )
-    return Spots(np.concatenate(images), np.concatenate(peaks), found)
+    peaks, variance = np.concatenate(peaks), camera.variance
+    if np.ndim(variance):
+        here = peaks.copy()
+        here["frame"] = 0
+        variance = cut(variance[None], here, box)[0]
+    return Spots(np.concatenate(images), peaks, found, variance)
 
 
 def localizations(spots: Spots, result: fit.Result) -> np.ndarray:

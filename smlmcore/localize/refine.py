@@ -346,7 +346,7 @@ def _frame(frame, read, model, theta, n, sigma, light, reach, out):
 
 
 @numba.njit(cache=True, parallel=True, error_model="numpy")
-def _frames(frames, behind, read, start, theta, room, sigma, light, reach, count, out):
+def _frames(frames, behind, read, start, theta, room, fixed_start, fixed, sigma, light, reach, count, out):
     n, h, w = frames.shape
     for f in numba.prange(n):
         had = start[f + 1] - start[f]
@@ -355,6 +355,8 @@ def _frames(frames, behind, read, start, theta, room, sigma, light, reach, count
         own, model = np.empty((room[f + 1] - room[f], 3)), np.empty((h, w), np.float32)
         own[:had] = theta[start[f] : start[f + 1]]
         model[:] = behind[f * len(behind) // n]
+        for k in range(fixed_start[f], fixed_start[f + 1]):
+            _shine(fixed[k], fixed[k, 3], math.ceil(3 * fixed[k, 3]), 1.0, model)
         result = out[room[f] : room[f + 1]]
         count[f] = _frame(frames[f], read, model, own, had, sigma, light, reach, result)
         for k in range(count[f]):
@@ -395,12 +397,14 @@ def refine(
     variance: Any = 0.0,
     sigma: float = 1.3,
     light: tuple[float, float] | None = None,
+    others: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fit all emitters in `frames` (n, h, w) from `starts`, a table of frame, x, y, photons that is sorted by frame.
 
     `behind` (m, h, w): background of m equal parts of the frames; `variance`: of the read noise; `sigma`: width of the
     PSF.  `light`: centre and scale of the distribution of emitters' photons where it is known beforehand (t with TAILS
     degrees of freedom), which tells apart emitters that are very near to each other; it counts as an observation.
+    `others`: table of frame, x, y, photons, sigma, sorted by frame, of emitters that shine but are not fitted.
     Returns which frame (e,) each emitter is in, and its OUT (e, 11).
 
     >>> from smlmcore.psf import Gaussian2D
@@ -418,8 +422,26 @@ def refine(
     had = np.diff(start)
     room = np.concatenate([[0], np.cumsum(had + had // 4 + 4 * (had > 0))])
     out, count = np.full((room[-1], len(OUT)), np.nan), np.zeros(n, np.int64)
+    fixed_start, fixed = np.zeros(n + 1, int), np.empty((0, 4))
+    if others is not None:
+        fixed_start = np.searchsorted(others["frame"], np.arange(n + 1))
+        fixed = np.stack([others[name] for name in ("x", "y", "photons", "sigma")], 1).astype(float)
     known = np.array([0.0, np.inf] if light is None else light, float)
     frames, behind = (np.ascontiguousarray(v, np.float32) for v in (frames, behind))
-    _frames(frames, behind, read, start, theta, room, float(sigma), known, math.ceil(3 * sigma), count, out)
+    _frames(
+        frames,
+        behind,
+        read,
+        start,
+        theta,
+        room,
+        fixed_start,
+        fixed,
+        float(sigma),
+        known,
+        math.ceil(3 * sigma),
+        count,
+        out,
+    )
     which = np.arange(len(out)) - np.repeat(room[:-1], np.diff(room)) < np.repeat(count, np.diff(room))
     return np.repeat(np.arange(n), count), out[which]

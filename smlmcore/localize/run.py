@@ -26,7 +26,7 @@ from tqdm import tqdm
 from .. import __version__, data, fit
 from ..psf import Gaussian2D
 from ..psf.base import PSF
-from .background import BLOCK, background
+from .background import BLOCK, background, flickering
 from .believe import believe
 from .crowd import Emitters, fit_peaks
 from .drift import Drift, correct, cross_correlation, drift, fiducials
@@ -62,7 +62,7 @@ class Plan:
 
     movies: tuple[str, ...]
     files: tuple[tuple[int, int], ...]  # size and time of change of each
-    camera: tuple[tuple[str, float | None], ...]
+    camera: tuple[tuple[str, Any], ...]
     psf: PSF | None
     sigma: float | None
     box: int | None
@@ -98,7 +98,7 @@ class Plan:
 def run(
     movies: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
-    camera: Mapping[str, float | None] | None = None,
+    camera: Mapping[str, Any] | None = None,
     psf: PSF | None = None,
     sigma: float | None = None,
     box: int | None = None,
@@ -119,12 +119,14 @@ def run(
 ) -> dict[str, Any]:
     """Localize all molecules in `movies`, one series of frames, and write table, image and report into folder `out`.
 
-    `camera`: settings that override those in the file, see `camera.Camera`.  `psf`: what a molecule looks like,
-    default a Gaussian of its own width.  `sigma`: its usual width in pixels, default found out from the movie; `box`:
-    odd side of the images that are fitted, default 2 * ceil(3 sigma) + 1.  `false_positives`: in each frame, or
-    `threshold` in units of the noise, see `find`.  `gap`: dark frames within an event.  `undrift`: correct the drift,
-    by the beads at `marks` (x, y in pixels) if there are any.  `zoom`: pixels of the image per pixel of the camera.
-    `csv`: the table for ThunderSTORM as well.
+    `camera`: settings that override those in the file, see `camera.Camera`, and `file`: a camera that was saved.
+    `psf`: what a molecule looks like, default a Gaussian of its own width.  `sigma`: its usual width in pixels, default
+    found out from the movie; `box`: odd side of the images that are fitted, default 2 * ceil(3 sigma) + 1.
+    `false_positives`: in each frame, or `threshold` in units of the noise, see `find`.  `gap`: dark frames within an
+    event.  `undrift`: correct the drift, by the beads at `marks` (x, y in pixels) if there are any.  `zoom`: pixels of
+    `false_positives`: in each frame, or `threshold` in units of the noise, see `find`.  `gap`: dark frames within an
+    event.  `undrift`: correct the drift, by the beads at `marks` (x, y in pixels) if there are any.  `zoom`: pixels of
+    the image per pixel of the camera.  `csv`: the table for ThunderSTORM as well.
 
     `method`: "fit": maximum likelihood from the filter's peaks; "network": all that a network sees, refined; "auto":
     one fit where one emitter explains a spot, the network for the rest (`learned`).  A PSF that is no `Gaussian2D` is
@@ -160,6 +162,7 @@ def run(
         ("method", method, method in METHODS, ", ".join(METHODS)),
         ("method", method, method != "network" or psf is None or isinstance(psf, Gaussian2D), "fit for this PSF"),
         ("learn", learn, not learn or (method != "fit" and model is None), "another method than fit, and no model"),
+        ("learn", learn, not learn or psf is None or isinstance(psf, Gaussian2D), "False for this PSF"),
     ):  # an error now rather than in a worker, or at the end
         if not good:
             raise ValueError(f"localize got {name}={value!r}; expected {expected}")
@@ -348,7 +351,7 @@ def localize_frames(
     """
     psf = Gaussian2D() if psf is None else psf
     frames = np.ascontiguousarray(frames, np.float32)
-    behind = background(frames, variance, sigma)
+    behind = flickering(frames, background(frames, variance, sigma), variance, sigma)
     peaks = None if everywhere else find(frames, behind, variance, sigma, threshold, false_positives)
     if saturated is not None:
         frames[saturated] = np.nan  # bright enough to be seen, but no measure of brightness

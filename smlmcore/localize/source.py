@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +21,7 @@ class Source:
     `given`; `warnings`.
     """
 
-    def __init__(self, movies: Sequence[str | PathLike[str]], given: Mapping[str, float | None]) -> None:
+    def __init__(self, movies: Sequence[str | PathLike[str]], given: Mapping[str, Any]) -> None:
         if not movies:
             raise data.DataError("no movie given; name at least one file")
         self.movies = []
@@ -69,12 +71,31 @@ def truth_of(movies: Sequence[str | PathLike[str]]) -> np.ndarray | None:
     return data.read_picasso(path)[0] if len(movies) == 1 and path.exists() else None
 
 
-def known_camera(movie: data.Movie, given: Mapping[str, float | None]) -> tuple[Camera, str]:
-    """Camera from the settings `given`, the movie's metadata, or its noise, in this order; and where it is from.
+def known_settings(movie: data.Movie, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a `Camera`: those `given` by name, else those of the file `given["file"]`, else the movie's metadata.
+
+    The file is one that `Camera.save` wrote, with the maps of a sCMOS camera, say.  Raises `DataError` where it is not,
+    or where its maps are not of the frames' size.
+    """
+    settings = {k: v for k, v in given.items() if v is not None}
+    if (path := settings.pop("file", None)) is None:
+        return {**movie.camera, **settings}
+    camera = Camera.load(path)
+    if camera.shape not in (None, movie.shape[1:]):
+        raise data.DataError(
+            f"{path}: its maps are of {camera.shape} pixels, the frames of {tuple(movie.shape[1:])}; cut the region "
+            "out with Camera.crop"
+        )
+    stored = {f.name: getattr(camera, f.name) for f in fields(camera)}
+    return {**movie.camera, **{k: v for k, v in stored.items() if v is not None}, **settings}
+
+
+def known_camera(movie: data.Movie, given: Mapping[str, Any]) -> tuple[Camera, str]:
+    """Camera from `known_settings`, else from the movie's noise; and where it is from.
 
     Raises `DataError` that names what is missing and why it cannot be guessed.
     """
-    settings = {**movie.camera, **{k: v for k, v in given.items() if v is not None}}
+    settings = known_settings(movie, given)
     missing = [f"--{name.replace('_', '-')}" for name in ("offset", "gain", "pixel_size") if settings.get(name) is None]
     known, reason = "the settings given and the file's metadata", ""
     if missing[:2] == ["--offset", "--gain"]:

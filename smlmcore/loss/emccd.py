@@ -22,10 +22,10 @@ import numba
 import numpy as np
 from scipy.special import i0e, i1e, logsumexp
 
-from .. import backend, kernel
+from .. import kernel
 from ..autograd import op
 from ..backend import Array
-from .poisson_gaussian import arguments
+from .poisson_gaussian import pixelwise
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(40)
 LOG_TAU = math.log(2 * math.pi)
@@ -184,11 +184,7 @@ def _(slope, g):
 
 
 def _value_and_slope(prediction: Array, data: Array, variance: Any) -> tuple[Array, Array]:
-    mu, d, v = arguments("EMCCD", prediction, data, variance)
-    xp = backend.module(mu)
-    out = xp.empty(mu.size, mu.dtype), xp.empty(mu.size, mu.dtype)
-    _kernel(mu.ravel(), d.ravel(), v.ravel(), out=out)
-    return out[0].reshape(mu.shape), out[1].reshape(mu.shape)
+    return pixelwise(_kernel, "EMCCD", prediction, data, variance)
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,15 @@ class SelfLimiting:
     (3, 12, 16)
     """
 
+    learned = True  # with the model: it has parameters of its own
+
     loss: Any = SHIFTED
     margin: float = 0.02
     width: int = 16
+
+    def configuration(self) -> dict[str, Any]:
+        """What makes this part again."""
+        return {"loss": self.loss, "margin": self.margin, "width": self.width}
 
     def _nets(self) -> dict[str, tuple[Conv2d, chain]]:
         rest = chain(Gelu(), Conv2d(self.width, self.width, 1), Gelu(), Conv2d(self.width, 1, 1))

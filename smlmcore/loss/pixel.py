@@ -22,7 +22,7 @@ import numpy as np
 from .. import backend, kernel
 from ..autograd import op
 from ..backend import Array
-from .poisson_gaussian import arguments
+from .poisson_gaussian import pixelwise
 
 SQUARED, WEIGHTED, CONSTANT, POISSON = range(4)
 LEAST = 1e-6  # variance
@@ -89,17 +89,9 @@ _kernel = kernel.register(
 )
 
 
-def _value_and_slope(name: str, prediction: Array, data: Array, variance: Any, kind: int) -> tuple[Array, Array]:
-    mu, d, v = arguments(name, prediction, data, variance)
-    xp = backend.module(mu)
-    out = xp.empty(mu.size, mu.dtype), xp.empty(mu.size, mu.dtype)
-    _kernel(mu.ravel(), d.ravel(), v.ravel(), kind, out=out)
-    return out[0].reshape(mu.shape), out[1].reshape(mu.shape)
-
-
 @op
 def _pixel_loss(prediction, data, variance, *, kind, name):
-    value, slope = _value_and_slope(name, prediction, data, variance, kind)
+    value, slope = pixelwise(_kernel, name, prediction, data, variance, kind)
     return value, (slope, prediction, data, variance, kind)
 
 
@@ -140,7 +132,7 @@ class _PixelLoss:
 
     def value_and_slope(self, prediction: Array, data: Array, variance: Any = 0.0) -> tuple[Array, Array]:
         """Loss of every pixel and its derivative to the prediction, of plain arrays, in one pass."""
-        value, slope = _value_and_slope(type(self).__name__, prediction, data, variance, self._kind)
+        value, slope = pixelwise(_kernel, type(self).__name__, prediction, data, variance, self._kind)
         return (value, slope) if self._factor == 1 else (value * self._factor, slope * self._factor)
 
 

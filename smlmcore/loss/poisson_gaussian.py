@@ -8,8 +8,10 @@ For a prediction μ (photoelectrons), a datum d (photoelectrons, any real number
 The shifted form (Huang et al. 2013, Nat. Methods 10, 653) treats d + v as a Poisson number of mean μ + v.  Without read
 noise, v = 0, both are the Poisson likelihood continued to real data, negative data counting as zero.
 
-The exact sum runs outwards from its largest term.  The ratio of neighbouring terms is itself updated by a factor
-1 − (1 + δ(k+1)) / (k+2), δ = 1 − exp(−1/v), so that no term costs an exponential and large k lose no digits.
+Exact: bright pixels and those of much read noise by the saddle point and its series (`saddle`), others by the sum
+(`lanes`).  What both leave over is summed outwards from the largest term.  The ratio of neighbouring terms is itself
+updated by a factor 1 − (1 + δ(k+1)) / (k+2), δ = 1 − exp(−1/v), so that no term costs an exponential and large k lose
+no digits.
 
 At the edges: where d is NaN, or v is NaN or infinite, the pixel is masked and nll and slope are 0.  For μ < 0 nll is
 infinite and the slope that of μ = 0, pointing back.  Slopes are finite: they stop at the largest number of the dtype.
@@ -30,7 +32,7 @@ from scipy.special import gammaln, logsumexp
 from .. import backend, kernel
 from ..autograd import op
 from ..backend import Array
-from . import lanes, shifted
+from . import lanes, saddle, shifted
 
 LANES = lanes.LANES
 CHUNK = 64 * LANES  # pixels of one thread at a time
@@ -39,7 +41,7 @@ LARGEST = {4: 3.4e38, 8: 1.7e308}  # steepest slope, by bytes of the dtype
 
 def _threads(function):
     """Compile for many threads; the name tells numba's disk cache of changes in the modules it calls, unseen by it."""
-    text = "".join(Path(module.__file__).read_text() for module in (lanes, shifted))
+    text = "".join(Path(module.__file__).read_text() for module in (lanes, saddle, shifted))
     function.__qualname__ += "_" + hashlib.sha256(text.encode()).hexdigest()[:8]
     return numba.njit(cache=True, error_model="numpy", parallel=True)(function)
 
@@ -104,26 +106,74 @@ def _shifted(prediction, data, variance, nll, slope):
 
 @_threads
 def _exact(prediction, data, variance, nll, slope):
-    # In float64 whatever the dtype, but only the stored precision is summed for.
     single = prediction.itemsize == 4
     size = prediction.size
     for chunk in numba.prange(-(-size // CHUNK)):
-        w = np.empty(lanes.FIELDS * LANES)
-        for start in range(chunk * CHUNK, min((chunk + 1) * CHUNK, size), LANES):
-            for j in range(LANES):
-                i = min(start + j, size - 1)
-                mu, d, v = np.float64(prediction[i]), np.float64(data[i]), np.float64(variance[i])
-                plain = mu > 1e-30 and mu < 1e12 and abs(d) < 1e12 and v < 1e12 and v >= 5e-3
-                w[lanes.MU + j], w[lanes.D + j] = (mu, d) if plain else (1.0, 1.0)
-                w[lanes.V + j], w[lanes.PLAIN + j] = (v, 1.0) if plain else (1.0, 0.0)
-                w[lanes.STATE + j] = lanes.SUMMED
-            lanes.exact(w, 1e-9 if single else 1e-14)
-            for j in range(min(LANES, size - start)):
-                i = start + j
-                if w[lanes.PLAIN + j] > 0 and w[lanes.STATE + j] != lanes.FAILED:
-                    nll[i], slope[i] = w[lanes.NLL + j], max(w[lanes.SLOPE + j], -3.4e38 if single else -1.7e308)
-                else:
-                    nll[i], slope[i] = _bounded(prediction[i], data[i], variance[i], True, single)
+        first, last = chunk * CHUNK, min((chunk + 1) * CHUNK, size)
+        mu, d, v, value, gradient = (
+            prediction[first:last],
+            data[first:last],
+            variance[first:last],
+            nll[first:last],
+            slope[first:last],
+        )
+        if saddle.pixels(mu, d, v, value, gradient):
+            _sums(mu, d, v, value, gradient, single)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _sums(mu, d, v, value, gradient, single):
+    """Value and gradient where the gradient is NaN so far, in float64 whatever the dtype: strips of dark pixels, then
+    strips of others, then one by one."""
+    tiny = 1e-9 if single else 1e-14  # only the stored precision is summed for
+    w = np.empty(lanes.FIELDS * lanes.LANES)
+    dark, other = np.empty(mu.size, np.int32), np.empty(mu.size, np.int32)
+    darks = others = 0
+    for i in range(mu.size):
+        dark[darks] = i
+        darks += math.isnan(gradient[i])
+    left = darks
+    darks = 0
+    for n in range(left):  # in place: dark[n] is read before its place is written
+        i = dark[n]
+        m, x, s = np.float64(mu[i]), np.float64(d[i]), np.float64(v[i])
+        plain = m > 1e-30 and m < 1e12 and abs(x) < 1e12 and s < 1e12 and s >= 5e-3
+        few = plain and lanes.is_dark(m, x, s)
+        if plain:
+            dark[darks] = other[others] = i
+            darks += few
+            others += not few
+        else:
+            value[i], gradient[i] = _bounded(mu[i], d[i], v[i], True, single)
+    for start in range(0, darks, LANES):
+        some = dark[start : min(start + LANES, darks)]
+        _gather(w, some, mu, d, v)
+        lanes.dark(w, tiny)
+        for j in range(some.size):
+            i = some[j]
+            if w[lanes.STATE + j] == lanes.FAILED:
+                other[others] = i
+                others += 1
+            else:
+                value[i], gradient[i] = w[lanes.NLL + j], w[lanes.SLOPE + j]
+    for start in range(0, others, LANES):
+        some = other[start : min(start + LANES, others)]
+        _gather(w, some, mu, d, v)
+        lanes.exact(w, tiny)
+        for j in range(some.size):
+            i = some[j]
+            if w[lanes.STATE + j] == lanes.FAILED:
+                value[i], gradient[i] = _bounded(mu[i], d[i], v[i], True, single)
+            else:
+                value[i], gradient[i] = w[lanes.NLL + j], max(w[lanes.SLOPE + j], -3.4e38 if single else -1.7e308)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _gather(w, some, mu, d, v):
+    """Pixels `some` into the lanes; the last of them into those that are left."""
+    for j in range(LANES):
+        i = some[min(j, some.size - 1)]
+        w[lanes.MU + j], w[lanes.D + j], w[lanes.V + j] = mu[i], d[i], v[i]
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -359,11 +409,18 @@ class PoissonGaussian:
 
 
 def _value_and_slope(prediction: Array, data: Array, variance: Any, exact: bool) -> tuple[Array, Array]:
-    mu, d, v = arguments("poisson_gaussian", prediction, data, variance)
+    return pixelwise(_kernel, "poisson_gaussian", prediction, data, variance, int(exact))
+
+
+def pixelwise(
+    run: kernel.Kernel, name: str, prediction: Array, data: Array, variance: Any, *settings: int
+) -> tuple[Array, Array]:
+    """Value and slope of every pixel by the kernel `run` of a loss, or an error of the function `name`."""
+    mu, d, v = arguments(name, prediction, data, variance)
     xp = backend.module(mu)
-    nll, gradient = xp.empty(mu.size, mu.dtype), xp.empty(mu.size, mu.dtype)
-    _kernel(mu.ravel(), d.ravel(), v.ravel(), int(exact), out=(nll, gradient))
-    return nll.reshape(mu.shape), gradient.reshape(mu.shape)
+    out = xp.empty(mu.size, mu.dtype), xp.empty(mu.size, mu.dtype)
+    run(mu.ravel(), d.ravel(), v.ravel(), *settings, out=out)
+    return out[0].reshape(mu.shape), out[1].reshape(mu.shape)
 
 
 def arguments(name: str, prediction: Array, data: Array, variance: Any) -> tuple[Array, Array, Array]:

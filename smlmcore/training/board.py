@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from .. import __version__, backend, config
 from ..autograd import no_grad
 from ..fit.model import PARTS, FitModel, describe, rows
 from ..layers.chain import part
-from ..pictures import middle, residual
+from ..pictures import limits, middle, residual
 from .callback import Callback
 from .errors import errors
 from .profiling import Profiler
@@ -65,7 +66,7 @@ class Board(Callback):
         truth: Mapping[str, Any] | None = None,
         *,
         every: int = 10,
-        share: float = 0.02,
+        share: float = 0.01,
         count: int = 8,
         hyperparameters: Mapping[str, Any] | None = None,
     ) -> None:
@@ -83,12 +84,19 @@ class Board(Callback):
         self.hyperparameters = dict(hyperparameters or {})
         self.history: dict[str, tuple[list[int], list[float]]] = {}
         self.seconds = 0.0
+        self.writer: Any = None  # of tensorboardX, while a training runs
         self._gradients: Mapping[str, Any] = {}
         self._sample: tuple[Any, Any, Any] | None = None
         self.profiler = Profiler(self.folder / "trace.json")
 
     def start(self, trainer: Trainer) -> None:
         """Open the file and write what does not change."""
+        for name, values in (self.truth or {}).items():
+            if len(trainer.held_out) + len(trainer.trained) != len(values):
+                raise ValueError(
+                    f"Board got {len(values)} true values of {name} for {len(trainer.held_out) + len(trainer.trained)} "
+                    "images; expected one for each image that the Trainer got"
+                )
         with self._timed():
             from tensorboardX import SummaryWriter
 
@@ -124,7 +132,8 @@ class Board(Callback):
         with self._timed():
             step = record["step"]
             for name in ("train", "validation"):
-                self._scalar(f"loss/{name}", record[name], step)
+                if not np.isnan(record[name]):  # an epoch without a validation
+                    self._scalar(f"loss/{name}", record[name], step)
             self._scalar("training/learning_rate", record["rate"], step)
             self._scalar("training/images_per_second", record["images_per_second"], step)
         if self.seconds < self.share * record["seconds"]:
@@ -132,6 +141,8 @@ class Board(Callback):
 
     def end(self, trainer: Trainer) -> None:
         """Everything once more, of the best parameters; then the file is closed."""
+        if self.writer is None:  # it did not start
+            return
         self.profiler.end(trainer)
         if trainer.history["epoch"]:
             self._look(trainer, last=True)
@@ -142,6 +153,7 @@ class Board(Callback):
             for summary in hparams(self.hyperparameters, metrics):
                 self.writer.file_writer.add_summary(summary)
             self.writer.close()
+            self.writer = None
 
     def _look(self, trainer: Trainer, last: bool = False) -> None:
         """Histograms of parameters and gradients, pictures and errors."""
@@ -176,9 +188,8 @@ class Board(Callback):
             reference = _reference(model, {k: v[few] for k, v in truth.items()}, values)
             if reference is not None:
                 shown["reference"] = middle(reference)
-        low, high = np.nanmin(data), np.nanmax(data)
         for name, pictures in shown.items():
-            scale = ("RdBu_r", -4, 4) if name == "residual" else ("viridis", low, high)
+            scale = ("RdBu_r", -4, 4) if name == "residual" else ("viridis", *limits(data))
             self.writer.add_image(f"images/{name}", _strip(pictures, *scale), step, dataformats="HWC")
 
     def _pictures(self, pictures: Mapping[str, Any], step: int) -> None:
@@ -190,12 +201,12 @@ class Board(Callback):
 
                 figure = Figure(figsize=(5, 0.6 + 0.2 * len(values)), layout="constrained")
                 plot.supplementary(figure.subplots(), name, values)
-                self._figure(f"figures/{name}", figure, step)
+                self._figure(f"figures/{_tag(name)}", figure, step)
             else:
-                from ..plot import limits
-
-                strip = _strip(values[None], "RdBu_r" if limits(values)[0] < 0 else "viridis", *limits(values))
-                self.writer.add_image(f"pictures/{name}", strip, step, dataformats="HWC")
+                low, high = limits(values)
+                most = max(-low, high)
+                strip = _strip(values[None], *(("RdBu_r", -most, most) if low < 0 else ("viridis", low, high)))
+                self.writer.add_image(f"pictures/{_tag(name)}", strip, step, dataformats="HWC")
 
     def _figure(self, name: str, figure: Any, step: int) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -275,9 +286,15 @@ def _sample(trainer: Trainer, truth: Mapping[str, Any] | None) -> tuple[Any, Any
     return images, variance, which, known
 
 
+def _tag(name: str) -> str:
+    """`name` of letters that TensorBoard keeps."""
+    return re.sub(r"\W+", "_", name).strip("_")
+
+
 def _psf(model: FitModel) -> Any:
-    """The PSF that the model draws with, or None."""
-    return model.psf if hasattr(model.renderer, "model") else getattr(model.renderer, "psf", None)
+    """The PSF that the model draws with, in NumPy arrays, or None."""
+    psf = model.psf if hasattr(model.renderer, "model") else getattr(model.renderer, "psf", None)
+    return psf.detach() if hasattr(psf, "detach") else psf
 
 
 def _is_pupil(psf: Any) -> bool:
