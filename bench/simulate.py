@@ -3,6 +3,9 @@ second.
 
 A frame of 65 536 pixels at 400 frames/s leaves 38 ns a pixel for light, noise and file together.  Noise takes 25 of
 them on two threads (the first row).
+
+Measured (results/simulate-cpu.json) on a machine that others used as well: 366 frames/s for 10 000 frames, 480 for the
+first 300.  Memory grows by 32 MB from 300 to 10 000 frames, which is the table of 300 000 true emitters.
 """
 
 from __future__ import annotations
