@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= demo
 MOVIE ?= $(DEMO)/movie.tif
+SIMULATED = $(filter $(DEMO)/movie.tif,$(MOVIE))
 ARGS ?=
 ONLY ?=
 
@@ -25,10 +26,12 @@ help:  ## this list
 
 setup: .venv/test.stamp  ## virtual environment with everything that the tests need
 
-demo: .venv/run.stamp  ## simulate a movie (or take MOVIE=path, ARGS="--offset 100 ...") and fit it
+demo: .venv/run.stamp  ## simulate movies, fit and localize them (or take MOVIE=path, ARGS="--offset 100 ...")
 	@mkdir -p $(DEMO)
-	$(if $(filter $(DEMO)/movie.tif,$(MOVIE)),$(BIN)/smlmcore simulate $(MOVIE) --structure filaments --spots-per-frame 16 --frames 1700 --seed 1 --overwrite)
+	$(if $(SIMULATED),$(BIN)/smlmcore simulate $(MOVIE) --structure filaments --spots-per-frame 16 --frames 1700 --seed 1 --overwrite)
 	$(BIN)/smlmcore fit '$(MOVIE)' --out $(DEMO)/result --overwrite $(ARGS)
+	$(if $(SIMULATED),$(BIN)/smlmcore simulate $(DEMO)/dense.tif --config examples/dense_movie.yaml --overwrite)
+	$(if $(SIMULATED),$(BIN)/smlmcore localize $(DEMO)/dense.tif --out $(DEMO)/dense --overwrite)
 
 test: .venv/test.stamp  ## all tests
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal $(ARGS)

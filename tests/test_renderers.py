@@ -299,7 +299,7 @@ def test_a_template_and_the_shift_of_every_image_are_learned_together(tmp_path):
     model = fit.FitModel(encoder.Table((48, 2)), mapper.Direct(columns), renderer.Template(images.mean(0), (13, 14)))
     trainer = Trainer(model, images, epochs=200, batch=48, rate=3e-2, decay=0.0, progress=False)
     assert len(trainer.held_out) == 0
-    assert not trainer.turns
+    assert not trainer.feed.turns
     trainer.run()
     found = model.predict(images)
     assert (found["x"] - x).std() < 0.02
@@ -345,5 +345,5 @@ def test_an_encoder_of_images_draws_many_emitters(rng):
     model = fit.FitModel(encoder.Conv((9, 9), 3, width=8), Guess(), renderer.Emitters(psf.Gaussian2D(1.0), (9, 9)))
     images = rng.poisson(3.0, (6, 9, 9))
     trainer = Trainer(model, images, epochs=1, batch=3, progress=False)
-    assert trainer.turns
+    assert trainer.feed.turns
     assert np.isfinite(trainer.run()["train"][0])
