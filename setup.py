@@ -54,11 +54,16 @@ setup(
             "tensorboardX",
             "tensorboard",
         ],
-        "board": ["tensorboardX"],
+        "board": [
+            "tensorboardX",
+            "crc32c",
+        ],  # the latter makes its checksums, which in Python alone cost as much as Board
         "dask": ["dask", "distributed"],
         "napari": ["napari"],
         "bench": [
             "pytest-benchmark",
+            "tensorboardX",
+            "crc32c",
             "bm3d",
             "picassosr",
             "threadpoolctl",

@@ -21,7 +21,7 @@ from smlmcore.training import Board, Trainer
 
 from .harness import Row, compare
 
-SHAPE, COUNT, EPOCHS, PAIRS = (11, 11), 6000, 24, 2
+SHAPE, COUNT, EPOCHS, PAIRS = (11, 11), 6000, 24, 5
 
 
 def rows() -> Iterator[Row]:
