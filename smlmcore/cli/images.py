@@ -16,14 +16,14 @@ SETTINGS = (
 def read_images(path: Path, options: dict[str, Any], usual: Any = None) -> tuple[np.ndarray, Any]:
     """All frames (n, y, x) of `path` as float32 photoelectrons, NaN where saturated; and the camera.
 
-    Takes the camera's settings out of `options`: the file `camera`, or numbers, which go before the file's metadata.
+    Takes the camera's settings out of `options`: the camera's `file`, or numbers, which go before the file's metadata.
     Where none says anything of offset and gain, the camera is `usual`, or the images are in photoelectrons already.
     Raises `DataError` if only one of the two is known.
     """
     from .. import data
     from ..camera import Camera
 
-    file, given = options.pop("camera", None), {k: v for k in SETTINGS if (v := options.pop(k, None)) is not None}
+    file, given = options.pop("file", None), {k: v for k in SETTINGS if (v := options.pop(k, None)) is not None}
     with data.open_movie(path) as movie:
         known = {**movie.camera, **given}
         if file is not None:

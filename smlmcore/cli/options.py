@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 
@@ -31,7 +30,7 @@ def camera_arguments(p: argparse.ArgumentParser, **defaults: float) -> None:
 def image_arguments(p: argparse.ArgumentParser) -> None:
     """A camera by numbers or by file; for commands that take images in photoelectrons as well."""
     group = p.add_argument_group("camera", "Without any, the images' metadata; without these, they are photoelectrons.")
-    group.add_argument("--camera", type=Path, metavar="FILE.npz", help="camera with its maps, as Camera.save writes it")
+    camera_file(group)
     camera_arguments(group)
 
 

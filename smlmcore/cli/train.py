@@ -49,7 +49,7 @@ def run(config: Path, out: Path | None, log: Path | None, device: str, overwrite
         check(settings)
         stored = not overwrite and _stored(out, settings)
         camera = settings.get("camera", {})
-        given = {"camera": config.parent / camera} if isinstance(camera, str) else dict(camera)
+        given = {"file": config.parent / camera} if isinstance(camera, str) else dict(camera)
         images, camera = read_images(config.parent / settings["images"], given)
         if given:
             raise ValueError(f"camera got the setting {next(iter(given))!r}; expected offset, gain, read_noise, ...")
