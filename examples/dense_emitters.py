@@ -102,4 +102,4 @@ options.out.mkdir(parents=True, exist_ok=True)
 figure.savefig(options.out / "report.png", dpi=80)
 for name, row in report.items():
     text = row if isinstance(row, str) else "  ".join(f"{k} {v:.4g}" for k, v in row.items())
-    print(f"{name:<44}{text}")
+    print(f"{name:<47} {text}")
