@@ -10,7 +10,6 @@ At the border, pixels beyond have no weight: emitters there are fitted with the 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numba
@@ -23,32 +22,13 @@ from ..fit.numbers import locked
 from ..psf import Gaussian2D, axis
 from ..psf.base import PSF
 from . import joint
+from .emitters import Emitters
 from .finder import taps
 
 NOWHERE = np.float32(1e12)  # variance of a pixel that says nothing
 UNEXPLAINED = 2.0  # standard deviations of chi square
 UNUSUAL = 3.0  # standard errors by which a Gaussian is wider than usual
 ASTRAY = 2.0  # pixels from the peak, at which a fit has lost it
-
-
-@dataclass
-class Emitters:
-    """Emitters of some frames, sorted by frame: `theta`, `errors` (n, p) in pixels of the frame, and what is known."""
-
-    frame: np.ndarray
-    theta: np.ndarray
-    errors: np.ndarray
-    status: np.ndarray
-    log_likelihood: np.ndarray
-    chi2: np.ndarray
-    snr: np.ndarray
-    crowded: np.ndarray  # fitted together with others
-
-    def __len__(self) -> int:
-        return len(self.frame)
-
-    def rows(self, index: np.ndarray) -> Emitters:
-        return Emitters(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
 
 def fit_peaks(
@@ -155,8 +135,7 @@ def _together(frames, read, emitters, work, psf, sigma, box) -> Emitters:
     # one that is alone after all stays as it was fitted
     work[origin[~crowded & (origin >= 0)]] = False
     new = new.rows(crowded | (origin < 0))
-    both = Emitters(*(np.concatenate([getattr(e, n) for e in (emitters.rows(~work), new)]) for n in vars(new)))
-    return both.rows(np.argsort(both.frame, kind="stable"))
+    return emitters.rows(~work).join(new)
 
 
 def _width(psf: PSF) -> int:

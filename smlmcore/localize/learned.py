@@ -7,7 +7,6 @@ usual, keeps the fit of its own, in which the width is free.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numba
@@ -15,6 +14,7 @@ import numpy as np
 
 from .. import data, fit
 from ..psf import Gaussian2D
+from .emitters import Emitters
 from .network import CELL, Network, whole
 from .refine import OUT, clovers, refine
 
@@ -22,31 +22,6 @@ UNEXPLAINED = 3.0  # standard deviations of chi square
 WIDE = 2.5  # standard errors by which a spot is wider than usual
 LEAF = 3.0  # standard deviations of the clover leaf that two emitters leave, see `refine`
 NEAR = 2  # pixels around a spot in doubt that the network looks at, at least
-
-
-@dataclass
-class Located:
-    """Emitters sorted by frame: `theta`, `errors` (n, p) in the order of the PSF's names, and what is known of each."""
-
-    frame: np.ndarray
-    theta: np.ndarray
-    errors: np.ndarray
-    status: np.ndarray
-    log_likelihood: np.ndarray
-    chi2: np.ndarray
-    snr: np.ndarray
-    crowded: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.frame)
-
-    def rows(self, index: np.ndarray) -> Located:
-        return Located(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
-
-    def join(self, other: Located) -> Located:
-        """Both, sorted by frame."""
-        both = Located(*(np.concatenate([getattr(s, n) for s in (self, other)]) for n in self.__dataclass_fields__))
-        return both.rows(np.argsort(both.frame, kind="stable"))
 
 
 def fit_learned(
@@ -59,7 +34,7 @@ def fit_learned(
     sigma: float = 1.3,
     box: int = 9,
     light: tuple[float, float] | None = None,
-) -> Located:
+) -> Emitters:
     """All emitters in `frames` (n, h, w) of background `behind` (m, h, w).
 
     `peaks` (frame, x, y, snr): what a filter has found; None asks the network about everything.  `psf`: a `Gaussian2D`;
@@ -95,13 +70,13 @@ def _none() -> np.ndarray:
     return np.empty(0, [("frame", int), ("x", int), ("y", int), ("snr", np.float32)])
 
 
-def _points(table: np.ndarray) -> Located:
+def _points(table: np.ndarray) -> Emitters:
     """A table's frames and positions as emitters."""
     empty = [np.empty(len(table))] * 6
-    return Located(table["frame"].astype(np.int64), np.stack([table["x"], table["y"]], 1).astype(np.float32), *empty)
+    return Emitters(table["frame"].astype(np.int64), np.stack([table["x"], table["y"]], 1).astype(np.float32), *empty)
 
 
-def _starts(emitters: Located, kind: np.dtype) -> np.ndarray:
+def _starts(emitters: Emitters, kind: np.dtype) -> np.ndarray:
     table = np.zeros(len(emitters), kind)
     table["frame"], table["x"], table["y"], table["photons"] = emitters.frame, *emitters.theta[:, :3].T
     return table[np.isfinite(emitters.theta).all(1)]
@@ -109,7 +84,7 @@ def _starts(emitters: Located, kind: np.dtype) -> np.ndarray:
 
 def _alone(
     frames: np.ndarray, peaks: np.ndarray, psf: Gaussian2D, variance: Any, sigma: float, box: int
-) -> tuple[Located, np.ndarray]:
+) -> tuple[Emitters, np.ndarray]:
     """Each peak fitted for itself, and what one emitter of the usual width does not explain.
 
     Pixels beyond the border are NaN and do not count.
@@ -133,7 +108,7 @@ def _alone(
     theta[:, 1] += y - half
     nothing = np.zeros(len(peaks), bool)
     snr = peaks["snr"].astype(np.float32)
-    own = Located(frame, theta, found.errors, found.status, found.log_likelihood, found.chi2, snr, nothing)
+    own = Emitters(frame, theta, found.errors, found.status, found.log_likelihood, found.chi2, snr, nothing)
     return own, doubt
 
 
@@ -150,7 +125,7 @@ def _cut(frames, read, frame, x, y, images, noise):
                 noise[p, i, j] = read[y[p] + i, x[p] + j]
 
 
-def _unusual(emitters: Located, psf: Gaussian2D, sigma: float) -> np.ndarray:
+def _unusual(emitters: Emitters, psf: Gaussian2D, sigma: float) -> np.ndarray:
     """Which have another width than the usual one."""
     if "sigma" not in psf.names:
         return np.zeros(len(emitters), bool)
@@ -158,7 +133,7 @@ def _unusual(emitters: Located, psf: Gaussian2D, sigma: float) -> np.ndarray:
     return abs(emitters.theta[:, column] - sigma) > WIDE * emitters.errors[:, column]
 
 
-def _crowded(emitters: Located, others: Located, frames: int, reach: float) -> np.ndarray:
+def _crowded(emitters: Emitters, others: Emitters, frames: int, reach: float) -> np.ndarray:
     """Which `emitters` have one of `others`, but themselves, within `reach` pixels."""
     starts = [np.searchsorted(e.frame, np.arange(frames + 1)) for e in (emitters, others)]
     near = np.zeros(len(emitters), bool)
@@ -184,13 +159,13 @@ def _cells(shape: tuple[int, int, int]) -> tuple[int, int, int]:
     return shape[0], -(-shape[1] // CELL), -(-shape[2] // CELL)
 
 
-def _cell(emitters: Located, shape: tuple[int, int, int], dy: int = 0, dx: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def _cell(emitters: Emitters, shape: tuple[int, int, int], dy: int = 0, dx: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Row and column of the squares that emitters, shifted by some pixels, lie in."""
     at = np.nan_to_num(emitters.theta[:, 1::-1]) + np.array([dy, dx])
     return tuple(np.clip(v, 0, m - 1).astype(int) // CELL for v, m in zip(at.T, shape[1:], strict=True))
 
 
-def _seen(emitters: Located, shape: tuple[int, int, int]) -> np.ndarray:
+def _seen(emitters: Emitters, shape: tuple[int, int, int]) -> np.ndarray:
     """The squares that the network looks at for the sake of `emitters` and NEAR pixels around them."""
     where = np.zeros(_cells(shape), bool)
     for dy in (-NEAR, NEAR):
@@ -199,7 +174,7 @@ def _seen(emitters: Located, shape: tuple[int, int, int]) -> np.ndarray:
     return whole(where)
 
 
-def _shining(emitters: Located, psf: Gaussian2D, sigma: float) -> np.ndarray:
+def _shining(emitters: Emitters, psf: Gaussian2D, sigma: float) -> np.ndarray:
     """Emitters as a table of frame, x, y, photons, sigma."""
     names = [name for name in psf.names if name != "background"]
     columns = {"sigma": np.full(len(emitters), sigma)}
@@ -207,13 +182,13 @@ def _shining(emitters: Located, psf: Gaussian2D, sigma: float) -> np.ndarray:
     return data.table(frame=emitters.frame, **columns)
 
 
-def _located(frame: np.ndarray, rows: np.ndarray, psf: Gaussian2D, sigma: float) -> Located:
+def _located(frame: np.ndarray, rows: np.ndarray, psf: Gaussian2D, sigma: float) -> Emitters:
     """What `refine` says, as emitters; the width is the usual one and has no error."""
     column = {name: rows[:, i].astype(np.float32) for i, name in enumerate(OUT)}
     column |= {"sigma": np.full(len(rows), sigma, np.float32), "sigma_error": np.full(len(rows), np.nan, np.float32)}
     theta, errors = (np.stack([column[f"{n}{end}"] for n in psf.names], 1) for end in ("", "_error"))
     status = np.full(len(rows), fit.Status.converged, np.int8)
     snr = column["photons"] / column["photons_error"]
-    return Located(
+    return Emitters(
         frame, theta, errors, status, column["log_likelihood"], column["chi2"], snr, np.ones(len(rows), bool)
     )

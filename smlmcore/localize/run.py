@@ -28,13 +28,14 @@ from ..psf import Gaussian2D
 from ..psf.base import PSF
 from .background import BLOCK, background, flickering
 from .believe import believe
-from .crowd import Emitters, fit_peaks
+from .crowd import fit_peaks
 from .drift import Drift, correct, cross_correlation, drift, fiducials
+from .emitters import as_table
 from .finder import false_positives as rate_of
 from .finder import find, threshold_for
 from .frc import decorrelation, frc
 from .learn import LESSONS, learn, prior_of
-from .learned import Located, fit_learned
+from .learned import fit_learned
 from .link import link, on_time
 from .network import Network, general
 from .render import render, save_image
@@ -357,8 +358,8 @@ def localize_frames(
         frames[saturated] = np.nan  # bright enough to be seen, but no measure of brightness
     box = box or _box(sigma)
     if network is not None:
-        return _table(fit_learned(network, frames, behind, peaks, psf, variance, sigma, box, light), psf)
-    return _table(fit_peaks(frames, peaks, psf, variance, sigma, box), psf)
+        return as_table(fit_learned(network, frames, behind, peaks, psf, variance, sigma, box, light), psf)
+    return as_table(fit_peaks(frames, peaks, psf, variance, sigma, box), psf)
 
 
 def network_of(plan: Plan) -> Network | None:
@@ -436,7 +437,7 @@ def some_frames(source: Source) -> np.ndarray:
 def gather(plan: Plan) -> np.ndarray:
     """The tables of all chunks."""
     tables = [np.load(plan.file(n)) for n in range(len(plan.chunks))]
-    return np.concatenate(tables) if tables else _table(None, plan.psf or Gaussian2D())
+    return np.concatenate(tables) if tables else as_table(None, plan.psf or Gaussian2D())
 
 
 def keep(table: np.ndarray, shape: tuple[int, int, int]) -> tuple[np.ndarray, dict[str, int]]:
@@ -479,28 +480,6 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
             float(np.median(value)) if array else value if isinstance(value, str | int | float | None) else str(value)
         )
     return out
-
-
-def _table(found: Emitters | Located | None, psf: PSF) -> np.ndarray:
-    """Emitters as a table with the field's names."""
-    names = {"z": "z", "sigma": "sigma_x"}
-    errors = {"x": "lpx", "y": "lpy", "z": "lpz"}
-    columns = ["frame", *(names.get(n, n) for n in psf.names)]
-    columns += ["sigma_y"] if "sigma" in psf.names else []
-    columns += [errors.get(n, f"{n}_error") for n in psf.names]
-    columns += ["log_likelihood", "chi2", "snr", "status", "crowded"]
-    kinds = {"frame": np.uint32, "status": np.int8, "crowded": np.int8}
-    table = np.empty(0 if found is None else len(found), [(n, kinds.get(n, np.float32)) for n in columns])
-    if found is None:
-        return table
-    for name, values, error in zip(psf.names, found.theta.T, found.errors.T, strict=True):
-        table[names.get(name, name)] = values
-        table[errors.get(name, f"{name}_error")] = error
-    if "sigma" in psf.names:
-        table["sigma_y"] = table["sigma_x"]
-    for name in ("frame", "log_likelihood", "chi2", "snr", "status", "crowded"):
-        table[name] = getattr(found, name)
-    return table[np.lexsort((table["x"], table["y"], table["frame"]))]
 
 
 # ---------------------------------------------------------------- what follows
