@@ -38,8 +38,8 @@ import numpy as np
 
 from smlmcore import data, localize, psf
 from smlmcore.camera import Camera
+from smlmcore.localize.chunks import localize_frames
 from smlmcore.localize.network import general
-from smlmcore.localize.run import localize_frames
 
 from .harness import Row, compare
 

@@ -10,12 +10,13 @@ from smlmcore.camera import Camera
 from smlmcore.cli import main
 from smlmcore.localize import finder
 from smlmcore.localize.believe import believe
+from smlmcore.localize.chunks import localize_frames
 from smlmcore.localize.learn import learn, prior_of
 from smlmcore.localize.learned import fit_learned
 from smlmcore.localize.network import CELL, Network, general
 from smlmcore.localize.prior import Prior
 from smlmcore.localize.refine import refine
-from smlmcore.localize.run import localize_frames, run
+from smlmcore.localize.run import run
 from smlmcore.loss import Mixture
 from smlmcore.mapper.mixture import components, peaks
 
@@ -281,7 +282,7 @@ def test_methods_of_a_run(movie, tmp_path, monkeypatch):
     assert reports["auto"]["model"]["believable"]
     assert reports["auto"]["settings"]["network"] == "of the package"
     assert "near the molecules, where" in (tmp_path / "auto" / "report.html").read_text()
-    monkeypatch.setattr("smlmcore.localize.run.LESSONS", 2)
+    monkeypatch.setattr("smlmcore.localize.chunks.LESSONS", 2)
     out = tmp_path / "learned"
     assert main(["localize", str(movie), "--out", str(out), "--learn", "--quiet"]) == 0
     again = tmp_path / "again"

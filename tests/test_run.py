@@ -17,8 +17,9 @@ from smlmcore.camera import Camera
 from smlmcore.cli import main
 from smlmcore.localize import finder
 from smlmcore.localize.background import background
+from smlmcore.localize.chunks import Plan, localize_frames
 from smlmcore.localize.crowd import fit_peaks
-from smlmcore.localize.run import Plan, localize_frames, run
+from smlmcore.localize.run import run
 from smlmcore.localize.source import Source
 
 SHARED = Path(os.environ.get("SMLMCORE_DATA", Path(__file__).parents[1] / "../shared/data"))
@@ -223,13 +224,13 @@ def test_results_are_not_overwritten(done, capsys):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of 8 frames, in this process and in those that it starts."""
-    monkeypatch.setattr("smlmcore.localize.run.PIXELS", 40 * 48 * 8)
+    monkeypatch.setattr("smlmcore.localize.chunks.PIXELS", 40 * 48 * 8)
 
 
 def test_chunks_are_taken_up_again(tmp_path, small_chunks, monkeypatch):
     movie = write_movie(tmp_path)
     run(movie, tmp_path / "whole", quiet=True)
-    module = sys.modules["smlmcore.localize.run"]
+    module = sys.modules["smlmcore.localize.chunks"]
     done, original = [], module.do
 
     def stop(plan, number, source):
@@ -259,8 +260,8 @@ def test_chunks_are_taken_up_again(tmp_path, small_chunks, monkeypatch):
 def test_killed_in_the_midst_and_started_again(tmp_path):
     movie = write_movie(tmp_path, frames=40)
     code = (
-        "import sys; import smlmcore.localize.run; m = sys.modules['smlmcore.localize.run']; m.PIXELS = 40 * 48 * 8; "
-        f"m.run({str(movie)!r}, sys.argv[1], quiet=True)"
+        "import sys; import smlmcore.localize.chunks as m; m.PIXELS = 40 * 48 * 8; "
+        f"from smlmcore.localize.run import run; run({str(movie)!r}, sys.argv[1], quiet=True)"
     )
     root = Path(__file__).parent.parent
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "whole")], check=True, cwd=root)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numba
 
-from .run import Plan, do
+from .chunks import Plan, do
 from .source import Source
 
 

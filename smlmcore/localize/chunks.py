@@ -1,0 +1,276 @@
+"""The chunks of a run: what decides about them, and how each is localized.
+
+The frames are cut into chunks that do not know of each other.  Each goes through background, `find` and `fit_peaks` or
+`fit_learned`, and becomes a file in the folder `chunks`, written once, by rename; so a run that was stopped, however
+roughly, goes on where it was, workers of a cluster need nothing but the folder, and the table depends on neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__, data, fit
+from ..psf import Gaussian2D
+from ..psf.base import PSF
+from .background import BLOCK, background, flickering
+from .crowd import fit_peaks
+from .emitters import as_table
+from .finder import find
+from .learn import LESSONS, learn, prior_of
+from .learned import fit_learned
+from .network import Network, general
+from .source import Source
+
+PIXELS = 1 << 23  # of a chunk
+FEWEST = 8  # frames of a chunk
+CHUNKS = "chunks"
+NETWORK, USUAL = "network.npz", "usual.npy"
+SIGMA = 1.3  # pixels, where the width of the PSF is to be found out
+SURE = 100  # isolated spots that are enough to tell it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides what is in the table of a chunk, and nothing else."""
+
+    movies: tuple[str, ...]
+    files: tuple[tuple[int, int], ...]  # size and time of change of each
+    camera: tuple[tuple[str, Any], ...]
+    psf: PSF | None
+    sigma: float | None
+    box: int | None
+    threshold: float | None
+    false_positives: float
+    shape: tuple[int, int, int]
+    size: int  # frames of a chunk
+    folder: str
+    method: str = "fit"
+    model: tuple[str, int] | None = None  # a network's file and when it changed, if it is not the package's
+    learn: bool = False
+
+    @property
+    def chunks(self) -> list[tuple[int, int]]:
+        """First frame and end of each chunk."""
+        return [(a, min(a + self.size, self.shape[0])) for a in range(0, self.shape[0], self.size)]
+
+    def file(self, number: int) -> Path:
+        return Path(self.folder) / CHUNKS / f"{number:06d}.npy"
+
+    @property
+    def network(self) -> Path:
+        """Where the network lies that is learned for this movie."""
+        return self.file(0).with_name(NETWORK)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with whatever may change a chunk."""
+        text = {**asdict(self), "folder": "", "psf": describe(self.psf), "version": __version__, "format": 2}
+        return hashlib.sha256(json.dumps(text, default=str, sort_keys=True).encode()).hexdigest()
+
+
+def chunk_size(shape: tuple[int, int, int]) -> int:
+    """Frames of a chunk: whole blocks of background, where frames are small.
+
+    >>> chunk_size((10_000, 128, 128)), chunk_size((10_000, 2048, 2048))
+    (512, 8)
+    """
+    size = max(FEWEST, PIXELS // max(shape[1] * shape[2], 1))
+    return size // BLOCK * BLOCK if size >= BLOCK else size
+
+
+def prepare(plan: Plan) -> list[int]:
+    """Numbers of the chunks that are yet to be done; those of a run with other settings are removed first.
+
+    Raises `DataError` for a folder `chunks` of somebody else's.
+    """
+    chunks = Path(plan.folder) / CHUNKS
+    mark = chunks / "plan.txt"
+    if mark.exists() and mark.read_text() != plan.fingerprint:
+        shutil.rmtree(chunks)
+    chunks.mkdir(parents=True, exist_ok=True)
+    if not mark.exists() and (foreign := [p for p in chunks.iterdir() if p.suffix != ".part"]):
+        raise data.DataError(f"{chunks}: holds {foreign[0].name}, not of a run; choose another folder for the results")
+    if not mark.exists():
+        with data.atomic(mark) as temporary:
+            temporary.write_text(plan.fingerprint)
+    return [n for n in range(len(plan.chunks)) if not plan.file(n).exists()]
+
+
+def compute(
+    plan: Plan, source: Source, todo: Sequence[int], workers: int | None, scheduler: str | None
+) -> Iterator[int]:
+    """Do the chunks `todo`, here or by Dask; yields the number of each that is done."""
+    _save(plan.file(0).with_name(USUAL), usual(plan, source))
+    if plan.learn and not plan.network.exists():
+        learn_from(plan, source).save(plan.network)
+    if workers is None and scheduler is None:
+        for number in todo:
+            do(plan, number, source)
+            yield number
+    else:
+        from .cluster import spread_out
+
+        yield from spread_out(plan, todo, workers, scheduler)
+
+
+def do(plan: Plan, number: int, source: Source) -> None:
+    """Localize one chunk and write its table."""
+    first, last = plan.chunks[number]
+    width, *light = np.load(plan.file(0).with_name(USUAL)).tolist()
+    frames, full = source.read(first, last)
+    table = localize_frames(
+        frames, source.camera.variance, plan.psf or Gaussian2D(), width, plan.box or box_of(width),
+        plan.threshold, plan.false_positives, full, network_of(plan), plan.method == "network",
+        light,
+    )  # fmt: skip
+    table["frame"] += first
+    _save(plan.file(number), table)
+
+
+def localize_frames(
+    frames: np.ndarray,
+    variance: Any = 0.0,
+    psf: PSF | None = None,
+    sigma: float = SIGMA,
+    box: int | None = None,
+    threshold: float | None = None,
+    false_positives: float = 0.01,
+    saturated: np.ndarray | None = None,
+    network: Network | None = None,
+    everywhere: bool = False,
+    light: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """All molecules in `frames` (n, h, w) of photoelectrons: a table, sorted by frame, y, x.
+
+    With a `network`, it is asked about what one emitter does not explain, or `everywhere`; `light`: see `refine`.
+
+    >>> rng = np.random.default_rng(0)
+    >>> one = {"x": [9.3], "y": [7.6], "photons": [3000.0], "background": [5.0], "sigma": [1.3]}
+    >>> image = Gaussian2D().render(one, (16, 20))
+    >>> table = localize_frames(rng.poisson(image))
+    >>> len(table), abs(table["x"][0] - 9.3) < 5 * table["lpx"][0]
+    (1, np.True_)
+    """
+    psf = Gaussian2D() if psf is None else psf
+    frames = np.ascontiguousarray(frames, np.float32)
+    behind = flickering(frames, background(frames, variance, sigma), variance, sigma)
+    peaks = None if everywhere else find(frames, behind, variance, sigma, threshold, false_positives)
+    if saturated is not None:
+        frames[saturated] = np.nan  # bright enough to be seen, but no measure of brightness
+    box = box or box_of(sigma)
+    if network is not None:
+        return as_table(fit_learned(network, frames, behind, peaks, psf, variance, sigma, box, light), psf)
+    return as_table(fit_peaks(frames, peaks, psf, variance, sigma, box), psf)
+
+
+def network_of(plan: Plan) -> Network | None:
+    """The network that helps, if one does."""
+    if plan.method == "fit":
+        return None
+    if plan.learn:
+        return _loaded(str(plan.network), plan.network.stat().st_mtime_ns)
+    return general() if plan.model is None else _loaded(*plan.model)
+
+
+@lru_cache(2)
+def _loaded(path: str, _changed: int) -> Network:
+    return Network.load(path)
+
+
+def learn_from(plan: Plan, source: Source) -> Network:
+    """The package's network after lessons on what frames from all over the movie suggest."""
+    width = width_of(plan, source)
+    few = some_frames(source)
+    read = source.camera.variance
+    table = localize_frames(few, read, Gaussian2D(), width, threshold=plan.threshold, network=general())
+    table = table[(table["photons"] > 5 * table["photons_error"]) & (table["lpx"] > 0)]
+    density = len(table) / max(few.size, 1)
+    noise = float(np.sqrt(np.median(read)))
+    prior = prior_of(table, background(few, read, width), width, density, noise)
+    return learn(Network(prior, general().parameters), LESSONS, rate=1e-3)
+
+
+def width_of(plan: Plan, source: Source) -> float:
+    """The PSF's usual width: the median over isolated spots in frames from all over the movie, if it is not given."""
+    if plan.sigma is not None:
+        return plan.sigma
+    if plan.psf is not None and getattr(plan.psf, "sigma", None):
+        return plan.psf.sigma
+    few, width = some_frames(source), SIGMA
+    if not len(few):
+        return width
+    for _ in range(3):
+        table = localize_frames(few, source.camera.variance, Gaussian2D(), width, threshold=plan.threshold)
+        good = (
+            (table["crowded"] == 0)
+            & (table["status"] == fit.Status.converged)
+            & (table["photons"] > 8 * table["photons_error"])
+        )
+        if good.sum() < SURE / 10:
+            break
+        # whole hundredths: no last digit of it depends on the machine
+        before, width = width, round(float(np.clip(np.median(table["sigma_x"][good]), 0.6, 4.0)), 2)
+        if abs(width - before) < 0.05 * width:
+            break
+    return width
+
+
+def usual(plan: Plan, source: Source) -> np.ndarray:
+    """Width of the PSF, and centre and scale of the photons of isolated molecules (for a network; else anything)."""
+    width = width_of(plan, source)
+    few = some_frames(source) if plan.method != "fit" else np.empty((0, 1, 1))
+    table = localize_frames(few, source.camera.variance, Gaussian2D(), width, threshold=plan.threshold)
+    sure = table["photons"][(table["crowded"] == 0) & (table["status"] == fit.Status.converged)]
+    if len(sure) < SURE / 10:
+        return np.array([width, 0.0, np.inf])
+    low, median, high = np.quantile(sure, (0.16, 0.5, 0.84))
+    return np.round([width, median, max(0.6 * (high - low), 0.1 * median)], 2)
+
+
+def some_frames(source: Source) -> np.ndarray:
+    """Up to eight times six frames from all over the movie."""
+    frames = source.shape[0]
+    step = max(1, frames // 8)
+    few = [source.read(a, min(a + 6, frames))[0] for a in range(0, frames, step)][:8]
+    return np.concatenate(few) if few else np.empty(source.shape, np.float32)
+
+
+def gather(plan: Plan) -> np.ndarray:
+    """The tables of all chunks."""
+    tables = [np.load(plan.file(n)) for n in range(len(plan.chunks))]
+    return np.concatenate(tables) if tables else as_table(None, plan.psf or Gaussian2D())
+
+
+def describe(psf: PSF | None) -> dict[str, Any] | None:
+    """Name and parameters of a PSF, for reports."""
+    return None if psf is None else {"name": type(psf).__name__, **_numbers(psf.configuration())}
+
+
+def box_of(sigma: float) -> int:
+    """Side of the images that are fitted, pixels."""
+    return int(np.clip(2 * int(np.ceil(3 * sigma)) + 1, 7, 31))
+
+
+def _save(path: Path, array: Any) -> None:
+    with data.atomic(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What JSON can hold: maps by their median."""
+    out = {}
+    for name, value in values.items():
+        array = isinstance(value, np.ndarray) and value.ndim > 0
+        out[name] = (
+            float(np.median(value)) if array else value if isinstance(value, str | int | float | None) else str(value)
+        )
+    return out
