@@ -100,33 +100,41 @@ SMALL = 1 << 13  # elements below which NumPy is as fast
 
 
 def _moments(g, m, v, settings, step, new_m, new_v):
-    """One step of Adam; `settings` are b1, b2, 1 / (1 - b1^t), 1 / (1 - b2^t) and eps."""
-    b1, b2, m_scale, v_scale, eps = settings
-    new_m[...] = b1 * m + (1 - b1) * g
-    new_v[...] = b2 * v + (1 - b2) * g * g
+    """One step of Adam; `settings` are b1, 1 - b1, b2, 1 - b2, 1 / (1 - b1^t), 1 / (1 - b2^t) and eps.
+
+    1 - b2 comes from outside, rounded once: in float32 1 - 0.999 is wrong by 5e-5.
+    """
+    b1, c1, b2, c2, m_scale, v_scale, eps = settings
+    new_m[...] = b1 * m + c1 * g
+    new_v[...] = b2 * v + c2 * g * g
     step[...] = m_scale * new_m / (np.sqrt(v_scale * new_v) + eps)
 
 
 @numba.njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath={"contract"})
 def _moments_cpu(g, m, v, settings, step, new_m, new_v):
-    b1, b2, m_scale, v_scale, eps = settings[0], settings[1], settings[2], settings[3], settings[4]
-    one = settings.dtype.type(1)
+    b1, c1, b2, c2 = settings[0], settings[1], settings[2], settings[3]
+    m_scale, v_scale, eps = settings[4], settings[5], settings[6]
     for block in numba.prange((g.size + BLOCK - 1) // BLOCK):
         own = slice(block * BLOCK, min((block + 1) * BLOCK, g.size))  # slices: else LLVM makes no vectors of the loop
         gs, ms, vs, steps, new_ms, new_vs = g[own], m[own], v[own], step[own], new_m[own], new_v[own]
         for i in range(gs.size):
-            a, b = b1 * ms[i] + (one - b1) * gs[i], b2 * vs[i] + (one - b2) * (gs[i] * gs[i])
+            a, b = b1 * ms[i] + c1 * gs[i], b2 * vs[i] + c2 * (gs[i] * gs[i])
             new_ms[i], new_vs[i] = a, b
             steps[i] = m_scale * a / (np.sqrt(v_scale * b) + eps)
 
 
 adam_kernel = kernel.register(
     "adam",
-    "g[n] m[n] v[n] settings[5] -> step[n] new_m[n] new_v[n]",
+    "g[n] m[n] v[n] settings[7] -> step[n] new_m[n] new_v[n]",
     _moments,
     cpu=_moments_cpu,
     cuda=kernel.Cuda("adam.cu", lambda dims: -(-dims["n"] // 128)),
-    sample=lambda rng, n: [rng.normal(size=n), rng.normal(size=n), rng.random(n), [0.9, 0.99, 1.5, 2.5, 1e-3]],
+    sample=lambda rng, n: [
+        rng.normal(size=n),
+        rng.normal(size=n),
+        rng.random(n),
+        [0.9, 0.1, 0.99, 0.01, 1.5, 2.5, 1e-3],
+    ],
     cases=tuple({"n": n} for n in (0, 1, 127, BLOCK + 3)),
     bench={"n": 8_000_000},
 )
@@ -148,7 +156,7 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Opti
     def update(gradients: Arrays, state: dict, parameters: Arrays) -> tuple[dict[str, Array], dict]:
         _check(gradients, state["m"])
         count = int(state["count"]) + 1
-        settings = b1, b2, 1 / (1 - b1**count), 1 / (1 - b2**count), eps
+        settings = b1, 1 - b1, b2, 1 - b2, 1 / (1 - b1**count), 1 / (1 - b2**count), eps
         updates, means, squares = {}, {}, {}
         for name, g in gradients.items():
             m, v, xp = state["m"][name], state["v"][name], module(g)
