@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from . import backend, profiler
+from . import backend, numba_cache, profiler  # noqa: F401 - the cache is made safe on import
 
 registry: dict[str, Kernel] = {}
 C_REAL = {np.dtype("float32"): "float", np.dtype("float64"): "double"}

@@ -7,6 +7,7 @@
 (2, 3)
 """
 
+from .. import numba_cache  # makes the cache safe
 from .calibrate import Calibration, calibrate
 from .guess import Guess, guess
 from .model import Camera

@@ -12,28 +12,13 @@ import numba
 import numpy as np
 from llvmlite import binding
 from numba import types
-from numba.core import cgutils, sigutils
-from numba.core.caching import FunctionCache
+from numba.core import cgutils
 from numba.extending import intrinsic
 from tqdm import tqdm
 
 # Files whose functions are compiled into those of other files.
 SHARED = ("compiled", "simd", "vectors", "activation", "direct", "winograd")
 DIGEST = hashlib.sha256(b"".join(Path(__file__).with_stem(f).read_bytes() for f in SHARED)).hexdigest()[:8]
-
-
-class CheckedCache(FunctionCache):
-    """numba's cache, but code for other types than asked for is compiled anew, not called.
-
-    Two processes that compile one function for different types at a time may both call their file the first one; then
-    the index says of it the types of one process, and it holds the code of the other: wrong numbers, now and later.
-    """
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The compiled function of the signature `sig`, or None."""
-        found = super().load_overload(sig, target_context)
-        types_asked = sigutils.normalize_signature(sig)[0]
-        return found if found is not None and tuple(found.signature.args) == tuple(types_asked) else None
 
 
 # What else than prange numba would run in parallel: each array expression would be a function more to compile.
@@ -50,9 +35,7 @@ def njit(parallel: bool = False) -> Callable[[Callable], Any]:
     def decorate(function: Callable) -> Any:
         function.__qualname__ += f"_{DIGEST}"
         prange = dict.fromkeys(REST, False) if parallel else False
-        made = numba.njit(cache=True, nogil=True, error_model="numpy", parallel=prange)(function)
-        made._cache = CheckedCache(made.py_func)
-        return made
+        return numba.njit(cache=True, nogil=True, error_model="numpy", parallel=prange)(function)
 
     return decorate
 

@@ -1,5 +1,6 @@
 """From a movie to a table of localizations and a picture: detect, cut, fit, link, correct drift, render, score."""
 
+from .. import numba_cache  # makes the cache safe
 from .cut import cut
 from .detect import detect, isolated
 from .drift import Drift, correct, cross_correlation, drift, fiducials
