@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -288,6 +289,43 @@ def test_dask_workers_find_the_same(tmp_path, small_chunks):
     assert same(tmp_path / "one", tmp_path / "two")
     with pytest.raises(ValueError, match="workers=0"):
         run(movie, tmp_path / "three", quiet=True, workers=0)
+
+
+def test_a_cluster_that_is_there_already_is_left_as_it_was(tmp_path, small_chunks):
+    distributed = pytest.importorskip("distributed")
+    movie = write_movie(tmp_path)
+    run(movie, tmp_path / "one", quiet=True)
+    settings = {"n_workers": 1, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**settings) as cluster, distributed.Client(cluster) as client:
+        address = cluster.scheduler_address
+        assert main(["localize", str(movie), "-o", str(tmp_path / "two"), "--quiet", "--scheduler", address]) == 0
+        assert client.submit(abs, -3).result() == 3
+    assert same(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_worker_that_is_killed_changes_nothing(tmp_path, small_chunks):
+    """Killed when the first chunk is written: what it was at is done again, by the process that takes its place."""
+    pytest.importorskip("distributed")
+    psutil = pytest.importorskip("psutil")  # comes with distributed
+    movie = write_movie(tmp_path, frames=160)
+    run(movie, tmp_path / "one", quiet=True)
+    before, killed = set(psutil.Process().children()), []
+
+    def kill():
+        chunks = tmp_path / "two/chunks"
+        while not (written := list(chunks.glob("0*.npy"))):
+            time.sleep(0.001)
+        workers = [p for p in psutil.Process().children() if p not in before and "spawn_main" in " ".join(p.cmdline())]
+        workers[0].kill()
+        killed.append((len(workers), len(written)))
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    run(movie, tmp_path / "two", quiet=True, workers=2)
+    thread.join(1)
+    assert killed[0][0] == 2
+    assert killed[0][1] < 20 / 2  # of 20 chunks
+    assert same(tmp_path / "one", tmp_path / "two")
 
 
 def test_several_movies_are_one_series(tmp_path):
