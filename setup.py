@@ -39,6 +39,8 @@ setup(
     extras_require={
         "gpu-cuda12": ["cupy-cuda12x>=13"],
         "gpu-cuda13": ["cupy-cuda13x>=13.6"],
+        "cudnn-cuda12": ["nvidia-cudnn-frontend>=1.10", "nvidia-cudnn-cu12>=9"],
+        "cudnn-cuda13": ["nvidia-cudnn-frontend>=1.10", "nvidia-cudnn-cu13>=9"],
         "files": ["zarr>=3", "imagecodecs"],
         "test": [
             "pytest>=8",

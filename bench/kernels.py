@@ -12,20 +12,28 @@ log1p taken as 1, 1, 10, 20 and 20:
     the 23 sums over 32 lanes, and the step                                                                       900
 
 A fit takes one look at the start and one for each step.
+
+And convolutions of 3x3 taps, forward and backward, by each body: what the rules `layers.cudnn.FROM` and
+`layers.conv.BLAS_FROM` choose, beside what they could have chosen.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numba
 import numpy as np
 
-from smlmcore import backend, fit, psf
+from smlmcore import backend, fit, layers, psf
+from smlmcore.autograd import Tensor
 from smlmcore.kernel import Argument
+from smlmcore.layers import cudnn
 from smlmcore.testing import all_kernels
 
 from .harness import Row
@@ -57,6 +65,7 @@ def rows(device: str) -> Iterator[Row]:
         yield Row(f"{name} float32 {kernel.bench}", seconds, {}, note=note)
     if device == "gpu":
         yield direct_fits(move, device, arithmetic_peak())
+        yield from convolutions(move, device)
 
 
 LOOK = 90 * 121 + 75 * 22 + 900  # operations of one look at an image
@@ -72,6 +81,43 @@ def direct_fits(move: Callable[[np.ndarray], Any], device: str, peak: float, n: 
     rate = n * looks * LOOK / seconds
     note = f"{looks:.2f} looks a fit; {rate / 1e12:.2f} Tflop/s, {rate / peak:.0%} of {peak / 1e12:.1f}"
     return Row("Poisson MLE of a Gaussian, 11x11, float32", seconds, {}, n, note=note)
+
+
+NEVER = 1 << 62
+BODIES = {"cuDNN": (0, NEVER), "cuBLAS": (NEVER, 0), "own kernel": (NEVER, NEVER)}  # from how much work on
+
+
+def convolutions(move: Callable[[np.ndarray], Any], device: str) -> Iterator[Row]:
+    """A layer and its gradients for batches of growing size, by the body that is chosen and by each one."""
+    for n, size, width in ((1, 16, 16), (1, 32, 32), (4, 32, 32), (32, 32, 32), (8, 128, 32), (8, 128, 128)):
+        rng = np.random.default_rng(0)
+        layer = layers.Conv2d(width, width, activation="gelu")
+        p = {k: Tensor(move(v)) for k, v in layer.init(rng).items()}
+        x = Tensor(move(rng.normal(size=(n, size, size, width)).astype(np.float32)))
+        gradient = move(np.ones(x.shape, np.float32))
+
+        def step(p=p, x=x, layer=layer, gradient=gradient) -> None:
+            layer(p, x).backward(gradient)
+
+        peers: dict[str, float | None] = {}
+        for body, sizes in BODIES.items():
+            with chosen(*sizes):
+                installed = body != "cuDNN" or importlib.util.find_spec("cudnn") is not None
+                peers[body] = timed(step, device) if installed else None
+        work = f"convolution 3x3 and gradients, {n}x{size}x{size}, {width} channels"
+        yield Row(work, timed(step, device), peers, note=f"2^{np.log2(9 * x.size * width):.1f} multiply-adds each")
+
+
+@contextmanager
+def chosen(cudnn_from: int, blas_from: int) -> Iterator[None]:
+    """Other sizes from which cuDNN and cuBLAS are taken."""
+    conv = importlib.import_module("smlmcore.layers.conv")
+    before = cudnn.FROM, conv.BLAS_FROM
+    cudnn.FROM, conv.BLAS_FROM = cudnn_from, blas_from
+    try:
+        yield
+    finally:
+        cudnn.FROM, conv.BLAS_FROM = before
 
 
 def arithmetic_peak() -> float:

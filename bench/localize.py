@@ -12,7 +12,12 @@ Whole processes of 10 000 frames 128² with 60 molecules per frame, processor ti
 some 6 evaluations for each of 25 groups, each of 1.5 µs for the model and 0.7 µs for the information of two emitters,
 0.35 ms; the rest are trials with one emitter more or less.
 
-    python -m bench.localize [postprocessing] [FRAMES-PER_FRAME ...] [--movies DIR]
+Two Dask workers of one thread each beside one worker: a chunk of 512 frames 128² with 60 molecules per frame takes one
+worker 3.2 s, and 3.4 s where another works beside it; 5 s come on top whatever the number of workers (the first process
+1, the workers' imports and compiled code 2.5, what follows the chunks and the end 1.5).  Dask starts workers with
+MALLOC_TRIM_THRESHOLD_=65536, with which the network's arrays cost 2.5 times the time: `cluster` gives them another.
+
+    python -m bench.localize [postprocessing] [workers] [FRAMES-PER_FRAME ...] [--movies DIR]
 
 runs some of the rows, such as 10000-60, and puts them in their place in the results; movies are kept in DIR.
 """
@@ -52,6 +57,7 @@ def rows() -> Iterator[Row]:
     """The rows of the in-process comparison, then those of whole processes."""
     yield from postprocessing()
     yield from movies()
+    yield workers()
     yield from learned()
 
 
@@ -202,6 +208,21 @@ def whole_process(frames: int, per_frame: int, movies: Path | None = None) -> Ro
         return Row(work, ours, {"Picasso localize": theirs}, frames, target, f"{mine}{note}")
 
 
+def workers(movies: Path | None = None, frames: int = 10_000, per_frame: int = 60) -> Row:
+    """`--workers 2` beside `--workers 1`, whole processes, one thread each."""
+    with tempfile.TemporaryDirectory() as name:
+        movie, _ = write_movie(movies or Path(name), frames, per_frame)
+        seconds, tables = [], []
+        for number in (1, 2):
+            out = Path(name) / f"workers{number}"
+            command = [sys.executable, "-m", "smlmcore", "localize", str(movie), "--out", str(out), "--quiet"]
+            seconds.append(process([*command, "--workers", str(number)]))
+            tables.append(data.read_picasso(out / "localizations.hdf5")[0].tobytes())
+        work = f"localize {frames} frames, {per_frame} per frame, 2 Dask workers"
+        note = "the same table" if tables[0] == tables[1] else "other tables"
+        return Row(work, seconds[1], {"1 worker": seconds[0]}, frames, ">= 1.7x", note)
+
+
 def learned() -> Iterator[Row]:
     """`--method auto` and `network` in process: 512 frames, detection and refinement included, file and report not."""
     for per_frame, target in ((8, ">= 1500 frames/s"), (60, ">= 250 frames/s")):
@@ -282,7 +303,7 @@ def write_movie(folder: Path, frames: int, per_frame: int) -> tuple[Path, np.nda
 
 def main() -> None:
     """Some of the rows, by name."""
-    names = ["postprocessing", *(f"{n}-{k}" for n, k in MOVIES)]
+    names = ["postprocessing", "workers", *(f"{n}-{k}" for n, k in MOVIES)]
     parser = argparse.ArgumentParser(prog="python -m bench.localize")
     parser.add_argument("rows", nargs="*", default=names, help=f"some of {', '.join(names)}")
     parser.add_argument("--movies", type=Path, metavar="DIR", help="where movies lie that are used again")
@@ -290,6 +311,8 @@ def main() -> None:
     for name in options.rows:
         if name == "postprocessing":
             found = list(postprocessing())
+        elif name == "workers":
+            found = [workers(options.movies)]
         else:
             found = [whole_process(*map(int, name.split("-")), options.movies)]
         for row in found:

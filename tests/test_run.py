@@ -2,15 +2,18 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from smlmcore import data, fit, localize, psf
 from smlmcore.camera import Camera
@@ -204,9 +207,35 @@ def test_all_files_and_a_report_that_scores_itself(done):
     assert {"converged"} <= set(report["status"])
     assert any("drift is not corrected" in w for w in report["warnings"])  # molecules that never come again
     page = (out / "report.html").read_text()
-    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "http:" not in page
+    assert "https:" not in page
     assert "<script" not in page
     assert page.count("<svg") >= 6
+
+
+def browse(page, folder):
+    """What a browser without a screen shows of a page, (y, x, 3), and its console."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("needs Chromium")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--enable-logging=stderr"]
+    command += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}"]  # no network
+    command += ["--window-size=1280,1600", f"--screenshot={folder / 'page.png'}", page.as_uri()]
+    log = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stderr
+    shown = np.asarray(Image.open(folder / "page.png").convert("RGB"))
+    return shown, [line for line in log.splitlines() if "CONSOLE" in line]
+
+
+def test_a_browser_shows_the_report_without_network_or_complaint(done, tmp_path):
+    page = done / "out/report.html"
+    shown, console = browse(page, tmp_path)
+    assert console == []
+    assert (shown.max(2) < 40).mean() > 0.05  # the picture is mostly black, the page white
+    assert (shown.min(2) > 250).mean() > 0.3
+    assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 200  # its colours, and those of the charts
+    for extra in ('<img src="http://example.org/a.png">', "<script>1</script>"):  # the page forbids both
+        (tmp_path / "bad.html").write_text(page.read_text().replace("</body>", f"{extra}</body>"))
+        assert "Content Security Policy" in browse(tmp_path / "bad.html", tmp_path)[1][0]
 
 
 def test_settings_repeat_the_run(done):
@@ -288,6 +317,43 @@ def test_dask_workers_find_the_same(tmp_path, small_chunks):
     assert same(tmp_path / "one", tmp_path / "two")
     with pytest.raises(ValueError, match="workers=0"):
         run(movie, tmp_path / "three", quiet=True, workers=0)
+
+
+def test_a_cluster_that_is_there_already_is_left_as_it_was(tmp_path, small_chunks):
+    distributed = pytest.importorskip("distributed")
+    movie = write_movie(tmp_path)
+    run(movie, tmp_path / "one", quiet=True)
+    settings = {"n_workers": 1, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**settings) as cluster, distributed.Client(cluster) as client:
+        address = cluster.scheduler_address
+        assert main(["localize", str(movie), "-o", str(tmp_path / "two"), "--quiet", "--scheduler", address]) == 0
+        assert client.submit(abs, -3).result() == 3
+    assert same(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_worker_that_is_killed_changes_nothing(tmp_path, small_chunks):
+    """Killed when the first chunk is written: what it was at is done again, by the process that takes its place."""
+    pytest.importorskip("distributed")
+    psutil = pytest.importorskip("psutil")  # comes with distributed
+    movie = write_movie(tmp_path, frames=160)
+    run(movie, tmp_path / "one", quiet=True)
+    before, killed = set(psutil.Process().children()), []
+
+    def kill():
+        chunks = tmp_path / "two/chunks"
+        while not (written := list(chunks.glob("0*.npy"))):
+            time.sleep(0.001)
+        workers = [p for p in psutil.Process().children() if p not in before and "spawn_main" in " ".join(p.cmdline())]
+        workers[0].kill()
+        killed.append((len(workers), len(written)))
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    run(movie, tmp_path / "two", quiet=True, workers=2)
+    thread.join(1)
+    assert killed[0][0] == 2
+    assert killed[0][1] < 20 / 2  # of 20 chunks
+    assert same(tmp_path / "one", tmp_path / "two")
 
 
 def test_several_movies_are_one_series(tmp_path):

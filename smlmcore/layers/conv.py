@@ -23,7 +23,7 @@ import numpy as np
 from .. import backend, kernel
 from ..autograd import op, ops
 from ..backend import Array
-from . import blas, direct, winograd
+from . import blas, cudnn, direct, winograd
 from .activation import code
 from .activation import reference as activated
 from .recorded import recorded
@@ -181,14 +181,16 @@ weight_gradient_kernel = kernel.register(
 
 
 # ---------------------------------------------------------------------------------------------- op
-def conv(x: Any, weight: Any, bias: Any, *, stride: int = 1, pad: int = 0, activation: str | None = None) -> Any:
+def conv(
+    x: Any, weight: Any, bias: Any, *, stride: int = 1, pad: int = 0, dilation: int = 1, activation: str | None = None
+) -> Any:
     """Convolution of channels-last images or volumes, f(bias[d] + Σ x[n, p·stride+k-pad, q·stride+l-pad, c]
     weight[k,l,c,d]).
 
     (The filter is not mirrored, as in all networks.)  x (n, y, x, channel) and weight (k, l, channel, outputs), or
-    with z before y; bias (outputs,), all float32 or all float64, arrays or Tensors; `pad` zeros around the image,
-    fewer than the filter is wide; `activation` one of `layers.activation`.  Returns (n, (y + 2·pad - k)//stride + 1,
-    ..., outputs).
+    with z before y; bias (outputs,), all float32 or all float64, arrays or Tensors; `dilation`: distance of the
+    filter's taps, its width is then dilation·(k - 1) + 1; `pad` zeros around the image, fewer than that; `activation`
+    one of `layers.activation`.  Returns (n, (y + 2·pad - width)//stride + 1, ..., outputs).
 
     >>> conv(np.ones((1, 3, 3, 1)), np.ones((3, 3, 1, 1)), np.zeros(1), pad=1)[0, :, :, 0]
     array([[4., 6., 4.],
@@ -196,13 +198,25 @@ def conv(x: Any, weight: Any, bias: Any, *, stride: int = 1, pad: int = 0, activ
            [4., 6., 4.]])
     """
     record = recorded(x, weight, bias)
-    return _conv(x, weight, bias, stride=stride, pad=pad, activation=activation, record=record)
+    return _conv(x, weight, bias, stride=stride, pad=pad, dilation=dilation, activation=activation, record=record)
 
 
 @op
-def _conv(x: Array, weight: Array, bias: Array, *, stride: int, pad: int, activation: str | None, record: bool) -> Any:
-    size, taps = x.shape[1:-1], weight.shape[:-2]
+def _conv(
+    x: Array,
+    weight: Array,
+    bias: Array,
+    *,
+    stride: int,
+    pad: int,
+    dilation: int,
+    activation: str | None,
+    record: bool,
+) -> Any:
     check_shapes("conv", x, weight, "channel", "outputs")
+    if dilation < 1:
+        raise ValueError(f"conv got dilation {dilation}; expected at least 1")
+    size, taps = x.shape[1:-1], tuple(dilation * (t - 1) + 1 for t in weight.shape[:-2])
     border = [pad if t > 1 else 0 for t in taps]
     out_size = [(s + 2 * b - t) // stride + 1 if stride > 0 else 0 for s, b, t in zip(size, border, taps, strict=True)]
     if not 0 <= pad < min((t for t in taps if t > 1), default=1) or min(out_size) < 1:
@@ -213,49 +227,92 @@ def _conv(x: Array, weight: Array, bias: Array, *, stride: int, pad: int, activa
     xp = backend.module(x, weight, name="conv")
     out = xp.empty((len(x), *out_size, weight.shape[-1]), x.dtype)
     slope = xp.empty(out.size if record and activation is not None else 0, x.dtype)
-    _forward(planes(x), planes(weight, 0), bias, stride, pad, code(activation), planes(out), slope)
-    return out, (x, weight, slope, stride, pad)
+    forward(planes(x), planes(weight, 0), bias, stride, pad, dilation, code(activation), planes(out), slope)
+    return out, (x, weight, slope, stride, pad, dilation)
 
 
 @_conv.vjp
 def _(saved: tuple, g: Array) -> tuple:
-    x, weight, slope, stride, pad = saved
+    x, weight, slope, stride, pad, dilation = saved
     xp, g = backend.module(x), planes(g)
 
-    def input_gradient() -> Array:
+    def images() -> Array:
         out = xp.empty(x.shape, x.dtype)
-        _input_gradient(g, slope, planes(weight, 0), stride, pad, planes(out))
+        input_gradient(g, slope, planes(weight, 0), stride, pad, dilation, planes(out))
         return out
 
     @cache
     def parameters() -> tuple[Array, Array]:  # both come from one pass over the pixels
         out = xp.empty(weight.shape, x.dtype), xp.empty(weight.shape[-1], x.dtype)
-        _weight_gradient(planes(x), g, slope, stride, pad, planes(out[0], 0), out[1])
+        weight_gradient(planes(x), g, slope, stride, pad, dilation, planes(out[0], 0), out[1])
         return out
 
-    return input_gradient, lambda: parameters()[0], lambda: parameters()[1]
+    return images, lambda: parameters()[0], lambda: parameters()[1]
 
 
-def _forward(x, weight, bias, stride, pad, activation, out, slope):
-    """On a GPU by cuBLAS, where it has enough to do for one product per tap; else by the kernel."""
-    if backend.is_gpu(x) and x.size >= BLAS_FROM:
+def forward(
+    x: Array, weight: Array, bias: Array, stride: int, pad: int, dilation: int, activation: int, out: Array,
+    slope: Array,
+) -> None:  # fmt: skip
+    """On a GPU by cuDNN or cuBLAS, where they have enough to do; else by the kernel."""
+    gpu = backend.is_gpu(x)
+    if gpu and cudnn.forward(x, weight, bias, stride, pad, dilation, activation, out, slope):
+        return
+    weight = dilated(weight, dilation)
+    if gpu and x.size >= BLAS_FROM:
         blas.forward(x, weight, bias, stride, pad, activation, out, slope)
     else:
         conv_kernel(x, weight, bias, stride, pad, activation, out=(out, slope))
 
 
-def _input_gradient(gradient, slope, weight, stride, pad, out):
-    if backend.is_gpu(gradient) and out.size >= BLAS_FROM:
+def input_gradient(
+    gradient: Array, slope: Array, weight: Array, stride: int, pad: int, dilation: int, out: Array
+) -> None:
+    """As `forward`, for the gradient of x."""
+    gpu = backend.is_gpu(gradient)
+    if gpu and cudnn.input_gradient(gradient, slope, weight, stride, pad, dilation, out):
+        return
+    weight = dilated(weight, dilation)
+    if gpu and out.size >= BLAS_FROM:
         blas.input_gradient(blas.sloped(gradient, slope), weight, stride, pad, out)
     else:
         input_gradient_kernel(gradient, slope, weight, stride, pad, out=out)
 
 
-def _weight_gradient(x, gradient, slope, stride, pad, weight, bias):
-    if backend.is_gpu(x) and x.size >= BLAS_FROM:
-        blas.weight_gradient(x, blas.sloped(gradient, slope), stride, pad, weight, bias)
+def weight_gradient(
+    x: Array, gradient: Array, slope: Array, stride: int, pad: int, dilation: int, weight: Array, bias: Array
+) -> None:
+    """As `forward`, for the gradients of the filter and the bias."""
+    gpu = backend.is_gpu(x)
+    if gpu and cudnn.weight_gradient(x, gradient, slope, stride, pad, dilation, weight, bias):
+        return
+    dense = dilated(weight, dilation)  # for its shape: what it holds is written over
+    if gpu and x.size >= BLAS_FROM:
+        blas.weight_gradient(x, blas.sloped(gradient, slope), stride, pad, dense, bias)
     else:
-        weight_gradient_kernel(x, gradient, slope, stride, pad, out=(weight, bias))
+        weight_gradient_kernel(x, gradient, slope, stride, pad, out=(dense, bias))
+    if dilation > 1:
+        weight[...] = dense[_taps(dilation)]
+
+
+def _taps(dilation: int) -> tuple[slice, ...]:
+    return (slice(None, None, dilation),) * 3
+
+
+def dilated(weight: Array, dilation: int) -> Array:
+    """A filter with `dilation` - 1 zeros between its taps along its three axes; itself for 1.
+
+    >>> dilated(np.ones((1, 2, 2, 1, 1)), 2)[0, :, :, 0, 0]
+    array([[1., 0., 1.],
+           [0., 0., 0.],
+           [1., 0., 1.]])
+    """
+    if dilation == 1:
+        return weight
+    size = [dilation * (s - 1) + 1 for s in weight.shape[:3]]
+    out = backend.module(weight).zeros((*size, *weight.shape[3:]), weight.dtype)
+    out[_taps(dilation)] = weight
+    return out
 
 
 def check_shapes(name: str, x: Array, weight: Array, *order: str) -> None:
@@ -316,15 +373,14 @@ class Conv2d:
         if x.ndim != self.AXES + 2 or x.shape[-1] != self.inputs:
             axes = "z, y, x" if self.AXES == 3 else "y, x"
             raise ValueError(f"{self} got x of shape {x.shape}; expected (n, {axes}, {self.inputs})")
-        weight, reach = p["weight"], self.dilation * (self.size - 1)
-        if self.dilation > 1:
-            weight = dilated(weight, self.dilation)
+        reach = self.dilation * (self.size - 1)
         pad = 0 if self.padding == "valid" else reach // 2
         if self.padding == "reflect":
             x, pad = reflected(x, [(pad, reach - pad)] * self.AXES), 0
         elif reach % 2 and self.padding == "same":
             x, pad = ops.pad(x, [(0, 0), *[(pad, reach - pad)] * self.AXES, (0, 0)]), 0
-        return conv(x, weight, p["bias"], stride=self.stride, pad=pad, activation=self.activation)
+        settings = {"stride": self.stride, "pad": pad, "dilation": self.dilation, "activation": self.activation}
+        return conv(x, p["weight"], p["bias"], **settings)
 
 
 @dataclass(frozen=True)
@@ -337,27 +393,6 @@ class Conv3d(Conv2d):
     """
 
     AXES = 3
-
-
-@op
-def dilated(weight: Array, dilation: int) -> Array:
-    """A filter with `dilation` - 1 zeros between its taps along each axis but the last two.
-
-    >>> dilated(np.ones((2, 2, 1, 1)), 2)[:, :, 0, 0]
-    array([[1., 0., 1.],
-           [0., 0., 0.],
-           [1., 0., 1.]])
-    """
-    taps = tuple(slice(None, None, dilation) for _ in weight.shape[:-2])
-    xp = backend.module(weight)
-    out = xp.zeros((*((s - 1) * dilation + 1 for s in weight.shape[:-2]), *weight.shape[-2:]), weight.dtype)
-    out[taps] = weight
-    return out, taps
-
-
-@dilated.vjp
-def _(taps: tuple, g: Array) -> tuple:
-    return (g[taps],)
 
 
 def reflected(x: Any, width: Sequence[tuple[int, int]]) -> Any:

@@ -43,15 +43,15 @@ def asked() -> bool:
     return _on.get()
 
 
-def narrow(a: Array) -> tuple[Array, Any]:
-    """`a` as a float16 array and the power of two to multiply it with.
+def narrow(a: Array, spare: int = 0) -> tuple[Array, Any]:
+    """`a` as a float16 array below 2^(1 - spare), and the power of two to multiply it with.
 
     >>> narrow(np.array([3.0, -5.0], np.float32))
     (array([ 0.75, -1.25], dtype=float16), np.float32(4.0))
     """
     xp = backend.module(a)
     largest = xp.maximum(xp.abs(a).max(initial=0), np.finfo(np.float32).tiny)
-    factor = xp.exp2(xp.floor(xp.log2(largest))).astype(a.dtype)
+    factor = xp.exp2(xp.floor(xp.log2(largest)) + spare).astype(a.dtype)
     return (a / factor).astype(np.float16), factor
 
 

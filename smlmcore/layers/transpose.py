@@ -13,7 +13,7 @@ from ..autograd import op
 from ..backend import Array
 from .activation import activation as activate
 from .activation import code
-from .conv import check_shapes, input_gradient_kernel, planes, weight_gradient_kernel
+from .conv import check_shapes, input_gradient, planes, weight_gradient
 from .conv import conv as convolve
 
 
@@ -29,7 +29,7 @@ def _transposed(x: Array, weight: Array, *, stride: int, pad: int) -> Any:
     xp = backend.module(x, weight, name="conv_transpose")
     out = xp.empty((len(x), *size, weight.shape[-2]), x.dtype)
     none = xp.empty(0, x.dtype)
-    input_gradient_kernel(planes(x), none, planes(weight, 0), stride, pad, out=planes(out))
+    input_gradient(planes(x), none, planes(weight, 0), stride, pad, 1, planes(out))
     return out, (x, weight, stride, pad)
 
 
@@ -41,7 +41,7 @@ def _(saved: tuple, g: Array) -> tuple:
     def filters() -> Array:
         out, spare = xp.empty(weight.shape, x.dtype), xp.empty(x.shape[-1], x.dtype)
         none = xp.empty(0, x.dtype)
-        weight_gradient_kernel(planes(g), planes(x), none, stride, pad, out=(planes(out, 0), spare))
+        weight_gradient(planes(g), planes(x), none, stride, pad, 1, planes(out, 0), spare)
         return out
 
     return lambda: convolve(g, weight, xp.zeros(x.shape[-1], x.dtype), stride=stride, pad=pad), filters

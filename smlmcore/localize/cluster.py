@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numba
 
+from ..layers.memory import KEEP, LARGEST
 from .chunks import Plan, do
 from .source import Source
 
@@ -24,8 +25,11 @@ def spread_out(plan: Plan, todo: Sequence[int], workers: int | None, scheduler: 
         raise RuntimeError("--workers and --scheduler need Dask; pip install 'smlmcore[dask]'") from None
     if not todo:
         return
-    quiet = {"distributed.worker.use-file-locking": False}
-    with tempfile.TemporaryDirectory(prefix="smlmcore-dask-") as scratch, config.set(quiet):
+    # Dask lets workers give freed memory back at once, and each array of the next chunk is cleared anew, page by page
+    memory = {"MALLOC_TRIM_THRESHOLD_": str(KEEP), "MALLOC_MMAP_THRESHOLD_": str(LARGEST)}
+    environment = {**config.get("distributed.nanny.pre-spawn-environ"), **memory}
+    settings = {"distributed.worker.use-file-locking": False, "distributed.nanny.pre-spawn-environ": environment}
+    with tempfile.TemporaryDirectory(prefix="smlmcore-dask-") as scratch, config.set(settings):
         cluster = scheduler
         if scheduler is None:
             cluster = LocalCluster(

@@ -17,9 +17,10 @@ import numpy as np
 from ..psf.base import PSF
 from .render import scale_bar
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 380, 220, 52, 34, 8
-INK, ACCENT, SECOND, FAINT = "#1f2933", "#0b7285", "#e8590c", "#ced4da"
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 380, 230, 52, 34, 20
+INK, ACCENT, SECOND, FAINT = "#1f2933", "#0b7285", "#e8590c", "#adb5bd"
 SAMPLES = 8
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the browser sees to it
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1f2933;max-width:1240px;margin:2em auto;padding:0 1em;background:#fff}
 h1{font-size:1.5em;margin:0}
@@ -27,8 +28,11 @@ h2{font-size:1.1em;margin:1.6em 0 .4em}
 figure{margin:0;display:inline-block;vertical-align:top}
 figcaption{font-size:.9em;font-weight:600}
 table{border-collapse:collapse;font-size:.9em}
-td{padding:.15em .9em .15em 0;text-align:left}
-svg text{font:11px system-ui,sans-serif;fill:#1f2933}
+td{padding:.15em .9em .15em 0;text-align:left;vertical-align:top}
+svg text{font:11px system-ui,sans-serif;fill:#1f2933;paint-order:stroke;stroke:#fff;stroke-width:3px}
+.facts{display:flex;flex-wrap:wrap;gap:.4em 2.4em;margin:1em 0}
+.facts b{display:block;font-size:1.35em;font-weight:600}
+.facts span{font-size:.85em;color:#52606d}
 .picture{max-width:100%;background:#000}
 .sample{image-rendering:pixelated;width:84px;height:84px;margin:1px}
 .warning{background:#fff3bf;padding:.4em .8em;margin:.4em 0}
@@ -40,8 +44,10 @@ def html(report: Mapping[str, Any], found: Any, picture: bytes, samples: Sequenc
     """The page: numbers, image, drift, histograms, sample spots with residuals, resolution."""
     movie, table = report["movie"], found.raw
     nm = 1000 * (camera.pixel_size or 1)
-    title = f"{', '.join(movie['files'])}: {report['localizations']:,} localizations in {movie['frames']:,} frames"
+    title = ", ".join(movie["files"])
     parts = [f"<h1>{markup.escape(title)}</h1>"]
+    each = (f"<div><b>{markup.escape(v)}</b><span>{markup.escape(n)}</span></div>" for n, v in facts(report, table, nm))
+    parts.append(f'<div class="facts">{"".join(each)}</div>')
     parts += [f'<p class="warning">{markup.escape(w)}</p>' for w in report["warnings"]]
     bar = scale_bar(found.image.shape[1] * (camera.pixel_size or 1) / report["settings"]["zoom"])
     parts.append(f"<h2>Image</h2><p>Scale bar: {bar:g} µm</p>")
@@ -59,13 +65,15 @@ def html(report: Mapping[str, Any], found: Any, picture: bytes, samples: Sequenc
         if found.check is not None:
             lines += [("", frames, v * nm, FAINT) for v in (found.check.x, found.check.y)]
         charts.append(("Drift (grey: cross-correlation)", lines_chart(lines, "frame", "nm")))
-    for name, label, unit, factor in (
-        ("photons", "Photons", "photons", 1), ("background", "Background", "photons per pixel", 1),
-        ("lpx", "Uncertainty in x", "nm", nm), ("sigma_x", "Width of the spots", "nm", nm), ("z", "Depth", "nm", 1000),
-    ):  # fmt: skip
-        if name in table.dtype.names and len(table):
-            charts.append((label, histogram(table[name] * factor, unit)))
     alone = table[table["crowded"] == 0]
+    free = alone[np.isfinite(alone["sigma_error"])] if "sigma_error" in alone.dtype.names else alone
+    for name, rows, label, unit, factor in (
+        ("photons", table, "Photons", "photons", 1), ("background", table, "Background", "photons per pixel", 1),
+        ("lpx", table, "Uncertainty in x", "nm", nm), ("sigma_x", free, "Width of isolated spots", "nm", nm),
+        ("z", table, "Depth", "nm", 1000),
+    ):  # fmt: skip
+        if name in table.dtype.names and len(rows) and np.ptp(rows[name]) > 0:
+            charts.append((label, histogram(rows[name] * factor, unit)))
     if len(alone):
         pixels = report["settings"]["box"] ** 2 - 5
         charts.append((f"χ² of isolated spots (expected: {pixels})", histogram(alone["chi2"], "χ²", mark=pixels)))
@@ -92,22 +100,40 @@ def html(report: Mapping[str, Any], found: Any, picture: bytes, samples: Sequenc
         parts.append("<h2>Sample spots: data, model, residual over its standard deviation (−4 blue, 4 red)</h2>")
         for row in zip(*samples, strict=True):
             parts.append('<div class="row" style="gap:2px">' + "".join(row) + "</div>")
-    skip = ("warnings", "movie")
-    parts.append("<h2>Numbers</h2><table>")
-    for name, value in _flat({k: v for k, v in finite(report).items() if k not in skip}):
-        parts.append(f"<tr><td>{markup.escape(name)}</td><td>{markup.escape(value)}</td></tr>")
-    parts.append("</table>")
-    head = f'<meta charset="utf-8"><link rel="icon" href="data:,"><title>{markup.escape(title)}</title>'
-    head += f"<style>{STYLE}</style>"
+    parts.append('<h2>Numbers</h2><div class="row" style="gap:0 3em">')
+    for name, values in _sections(finite(report)):
+        parts.append(f"<figure><figcaption>{markup.escape(name)}</figcaption><table>")
+        parts += [f"<tr><td>{markup.escape(n)}</td><td>{markup.escape(v)}</td></tr>" for n, v in values]
+        parts.append("</table></figure>")
+    parts.append("</div>")
+    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    head += f'<link rel="icon" href="data:,"><title>{markup.escape(title)}</title><style>{STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
 
 
+def facts(report: Mapping[str, Any], table: np.ndarray, nm: float) -> list[tuple[str, str]]:
+    """What one looks for first: (name, value)."""
+    numbers = (report["movie"]["frames"], report["localizations"], report["events"]["number"])
+    out = [(name, f"{n:,}") for name, n in zip(("frames", "localizations", "events"), numbers, strict=True)]
+    if len(table):
+        out.append(("photons, median", f"{np.median(table['photons']):.0f}"))
+        out.append(("uncertainty in x, median", f"{np.median(table['lpx']) * nm:.1f} nm"))
+    if (resolution := report.get("resolution")) and math.isfinite(resolution["frc_nm"]):
+        out.append(("resolution (FRC)", f"{resolution['frc_nm']:.0f} nm"))
+    if drifted := report.get("drift"):
+        out.append(("drift in x and y", " × ".join(f"{v:.0f}" for v in drifted["range_nm"]) + " nm"))
+    if scores := report.get("score"):
+        best = scores["whole_field"]["250"]
+        out.append(("Jaccard at 250 nm against the truth", f"{best['jaccard']:.3f}"))
+    return out
+
+
 def samples(source: Any, table: np.ndarray, psf: PSF) -> list[list[str]]:
-    """Image elements of up to SAMPLES spots, from the faintest to the brightest: data, model, residual of each."""
+    """Image elements of up to SAMPLES spots, from faint to bright: data, model, residual of each."""
     if not len(table):
         return []
     rows = np.argsort(table["photons"], kind="stable")
-    rows = np.unique(rows[np.linspace(0, len(rows) - 1, SAMPLES).astype(int)])
+    rows = np.unique(rows[(np.linspace(0.01, 0.99, SAMPLES) * len(rows)).astype(int)])
     rows = rows[np.argsort(table["photons"][rows], kind="stable")]
     out, half = [], 6
     h, w = source.shape[1:]
@@ -139,12 +165,14 @@ def samples(source: Any, table: np.ndarray, psf: PSF) -> list[list[str]]:
 
 
 def histogram(values: np.ndarray, unit: str, mark: float | None = None) -> str:
-    """SVG of the counts of `values` between their 0.1 % and 99.5 % quantiles; `mark`: where a line is drawn."""
+    """SVG of the counts of `values`, but for a few per mille far out; `mark`: where a line is drawn."""
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
     if not len(values):
         return lines_chart([], unit, "")
-    low, high = np.quantile(values, (0.001, 0.995))
+    low, left, middle, right, high = np.quantile(values, (0.001, 0.16, 0.5, 0.84, 0.995))
+    if right > left:  # what is many times as far out as most would leave no room for the rest
+        low, high = max(low, middle - 8 * (middle - left)), min(high, middle + 8 * (right - middle))
     whole = np.all(values == np.rint(values)) and high - low < 60
     if whole:
         bins = np.arange(math.floor(low) - 0.5, math.ceil(high) + 1)
@@ -186,12 +214,12 @@ def lines_chart(
         out.append(f'<polyline points="{points}" fill="{inner}" stroke="{colour}" stroke-width="1.3"/>')
         if label:
             out.append(
-                f'<text x="{WIDTH - 24}" y="{TOP + 12 + 14 * k}" text-anchor="end" style="fill:{colour}">{label}</text>'
+                f'<text x="{WIDTH - 24 - 30 * k}" y="{TOP - 9}" text-anchor="end" style="fill:{colour}">{label}</text>'
             )
     out.append(f'<path d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - 20}" fill="none" stroke="{INK}"/>')
     out.append(f'<text x="{LEFT + wide / 2}" y="{HEIGHT - 4}" text-anchor="middle">{x_label}</text>')
     if y_label:
-        out.append(f'<text x="4" y="{TOP + 8}">{y_label}</text>')
+        out.append(f'<text x="{LEFT - 5}" y="{TOP - 9}" text-anchor="end">{y_label}</text>')
     return "".join(out) + "</svg>"
 
 
@@ -216,13 +244,21 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _sections(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The report's numbers as tables with a name; what is not there is left out."""
+    single = {k: v for k, v in report.items() if not isinstance(v, Mapping) and k != "warnings"}
+    groups = {"run": single, **{k: v for k, v in report.items() if isinstance(v, Mapping)}}
+    found = ((name.replace("_", " "), _flat(values)) for name, values in groups.items())
+    return [(name, rows) for name, rows in found if rows]
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     out = []
     for name, value in values.items():
         label = f"{prefix}{name.replace('_', ' ')}"
         if isinstance(value, Mapping):
             out += _flat(value, f"{label} · ")
-        else:
+        elif value is not None and value != []:
             items = value if isinstance(value, list) else [value]
             out.append((label, ", ".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in items)))
     return out
