@@ -22,21 +22,20 @@ from typing import Any
 
 import numba
 import numpy as np
-from scipy.integrate import trapezoid
-from scipy.optimize import brentq
-from scipy.special import erf, ndtr
+import scipy
 
 from .. import backend, kernel
 
 REACH = 3.0  # the filter's half width in units of sigma
 CERTAIN = 12.0  # standard deviations above which it does not matter how the noise is distributed
+LOWEST = 1.5  # standard deviations: no threshold is below
 PEAK = np.dtype([("frame", np.uint32), ("x", np.int32), ("y", np.int32), ("snr", np.float32)])
 
 
 def taps(sigma: float) -> np.ndarray:
     """The Gaussian, integrated over the pixels, from the central pixel outwards (float64)."""
     edges = (np.arange(math.ceil(REACH * sigma) + 2) - 0.5) / (math.sqrt(2) * sigma)
-    return np.diff(0.5 * erf(edges))
+    return np.diff(0.5 * scipy.special.erf(edges))
 
 
 def find(
@@ -108,26 +107,29 @@ def false_positives(threshold: float, shape: tuple[int, int], sigma: float) -> f
     Of normal variables on a lattice, with correlation rho between neighbours in a row or a column, the share that is
     above t and above all four neighbours is close to
 
-        integral from t of Q(z)² phi(z) dz,
-        Q(z) = 1 - 2 Phi(-h z) + 1/pi integral_0^alpha exp(-h² z² / (2 sin² u)) du,
+        integral from t of Q(z)² phi(z) dz,    Q(z) = Phi(h z) - 2 T(h z, cot alpha),
         h² = (1 - rho) / (1 + rho),    sin² alpha = (1 - rho²) / 2
 
-    (Taylor, Worsley & Gosselin 2007, Biometrika 94, 1).  At the border a neighbour is missing: there Q is Phi(h z).
+    with Owen's function T (Taylor, Worsley & Gosselin 2007, Biometrika 94, 1).  At the border a neighbour is missing:
+    there Q is Phi(h z).
 
     >>> round(false_positives(5.0, (128, 128), 1.3), 4)
     0.0033
     """
+    z = np.linspace(threshold, threshold + 8, 2001)
+    return float(np.trapezoid(_peaks_of_noise(z, shape, sigma), z))
+
+
+def _peaks_of_noise(z: np.ndarray, shape: tuple[int, int], sigma: float) -> np.ndarray:
+    """How many peaks of pure noise there are in a frame, per unit of their height `z`."""
     weights = taps(sigma)
     line = np.concatenate([weights[:0:-1], weights])
     rho = float((line[1:] * line[:-1]).sum() / (line**2).sum())
     slope, alpha = math.sqrt((1 - rho) / (1 + rho)), math.asin(math.sqrt((1 - rho**2) / 2))
-    z = np.linspace(threshold, threshold + 8, 2001)
-    u = (np.arange(400) + 0.5) * alpha / 400
-    middle = 1 - 2 * ndtr(-slope * z)
-    middle += np.exp(-0.5 * (slope * z[:, None] / np.sin(u)) ** 2).sum(1) * (alpha / 400 / np.pi)
-    edge = ndtr(slope * z)
+    edge = scipy.special.ndtr(slope * z)
+    middle = edge - 2 * scipy.special.owens_t(slope * z, 1 / math.tan(alpha))
     rows, columns = (max(n - 2, 0) * middle + min(n, 2) * edge for n in shape)
-    return float(trapezoid(rows * columns * np.exp(-0.5 * z**2), z) / math.sqrt(2 * math.pi))
+    return rows * columns * np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
 
 
 @lru_cache
@@ -138,10 +140,15 @@ def threshold_for(rate: float, shape: tuple[int, int], sigma: float) -> float:
     >>> round(threshold_for(rate, (128, 128), 1.3), 6)
     4.5
     """
-    most = false_positives(1.5, shape, sigma)
+    most = false_positives(LOWEST, shape, sigma)
     if not 0 < rate < most:
         raise ValueError(f"got {rate} false positives for each frame of {shape}; expected above 0 and below {most:.3g}")
-    return float(brentq(lambda t: math.log(false_positives(t, shape, sigma) / rate), 1.5, 30))
+    threshold, step = math.sqrt(LOWEST**2 + 2 * math.log(most / rate)), 1.0
+    while abs(step) > 1e-9:  # Newton's steps; the logarithm is concave, so that none but the first goes too far
+        there = false_positives(threshold, shape, sigma)
+        step = math.log(there / rate) * there / float(_peaks_of_noise(np.array(threshold), shape, sigma))
+        threshold += step
+    return threshold
 
 
 @numba.njit(cache=True, parallel=True, error_model="numpy")

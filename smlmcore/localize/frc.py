@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
-from scipy import fft
+import scipy
 
 from .render import render
 
@@ -58,8 +58,8 @@ def frc(
     one = half[(frame - first) * blocks // (last - first + 1)] == 0
     # one complex transform holds both, as both images are real
     image = render(table[one], shape, zoom, blur=0) + 1j * render(table[~one], shape, zoom, blur=0)
-    side = [fft.next_fast_len(n) for n in image.shape]
-    pair = fft.fft2(image, side, overwrite_x=True, workers=-1)
+    side = [scipy.fft.next_fast_len(n) for n in image.shape]
+    pair = scipy.fft.fft2(image, side, overwrite_x=True, workers=-1)
     rings = min(side) // 2
     cross, first_power, second_power, count = _rings(pair, rings)
     power = np.sqrt(first_power * second_power)
@@ -82,7 +82,7 @@ def decorrelation(image: np.ndarray, zoom: float = 1.0, filters: int = 10) -> Re
         raise ValueError(f"decorrelation got an image of shape {image.shape}; expected (h, w) of at least 8 pixels")
     h, w = image.shape
     window = np.outer(*(np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 0.5 for n in (h, w))).astype(np.float32)
-    spectrum = abs(fft.fft2((image - image.mean()) * window, workers=-1))
+    spectrum = abs(scipy.fft.fft2((image - image.mean()) * window, workers=-1))
     rings = min(h, w) // 2
     radius = np.hypot(np.fft.fftfreq(h)[:, None] * min(h, w), np.fft.fftfreq(w) * min(h, w))
     ring = np.minimum((radius + 0.5).astype(int), rings).ravel()

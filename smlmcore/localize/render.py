@@ -10,7 +10,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from ..files import atomic
 
@@ -66,7 +66,7 @@ def render(
         errors = errors[np.isfinite(errors)]
         blur = float(np.median(errors)) if errors.size else 0.0
     # "reflect" keeps the sum: what leaves the field at the border comes back in.
-    return ndimage.gaussian_filter(image, blur * zoom, mode="reflect") if blur > 0 else image
+    return scipy.ndimage.gaussian_filter(image, blur * zoom, mode="reflect") if blur > 0 else image
 
 
 def colour(
