@@ -34,6 +34,7 @@ setup(
         "pyyaml",
         "platformdirs",
         "matplotlib",
+        "pillow",
         "tqdm",
     ],
     extras_require={

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from scipy.optimize import minimize
+import scipy
 
 from . import kernel
 from .backend import Array, is_gpu, module
@@ -348,7 +348,7 @@ def lbfgs(
 
     start = np.concatenate([np.ravel(p).astype(float) for p in parameters.values()])
     options = {"maxiter": steps, "maxcor": memory, "gtol": tolerance, "ftol": 0.0, "maxfun": 20 * steps}
-    return unpack(minimize(function, start, jac=True, method="L-BFGS-B", options=options).x)
+    return unpack(scipy.optimize.minimize(function, start, jac=True, method="L-BFGS-B", options=options).x)
 
 
 def constant(rate: float) -> Schedule:

@@ -262,11 +262,11 @@ def test_chunks_are_taken_up_again(tmp_path, small_chunks, monkeypatch):
     module = sys.modules["smlmcore.localize.chunks"]
     done, original = [], module.do
 
-    def stop(plan, number, source):
+    def stop(plan, number, *rest):
         if number == 2:
             raise KeyboardInterrupt
         done.append(number)
-        original(plan, number, source)
+        original(plan, number, *rest)
 
     monkeypatch.setattr(module, "do", stop)
     with pytest.raises(KeyboardInterrupt):

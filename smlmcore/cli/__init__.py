@@ -7,6 +7,8 @@ that lost its way, 130 Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import signal
 import sys
 import threading
@@ -32,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["info", "surely_not_here.tif"])
     2
     """
+    atexit.register(gc.freeze)  # what is left at the end goes with the process: to look for what refers to what is slow
     options = vars(parser().parse_args(argv))
     run = options.pop("run")
     if threading.current_thread() is threading.main_thread():

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from .. import backend, plot
+from .. import backend
 from ..autograd import no_grad
 from ..layers.chain import part
 from ..pictures import middle, residual
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from .model import FitModel
 
 
@@ -31,6 +32,8 @@ def check_model(
     >>> len(figure.get_axes())
     12
     """
+    from .. import plot  # the only part of `fit` that needs matplotlib, which loads slowly
+
     images, variance = model.check(images, variance)
     if len(images) == 0:
         raise ValueError("check_model got no images; expected at least one")

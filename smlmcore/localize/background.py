@@ -70,19 +70,17 @@ def flickering(frames: np.ndarray, behind: np.ndarray, variance: Any = 0.0, sigm
     ((40, 32, 32), True)
     """
     n, h, w = frames.shape
-    part = np.arange(n) * len(behind) // max(n, 1)
-    step = max(1, int(np.sqrt(h * w / 1024)))
-    few, b = np.asarray(frames, float)[:, ::step, ::step], np.asarray(behind, float)[:, ::step, ::step]
-    if few.size == 0:
+    if frames.size == 0:
         return behind
-    spread = np.sqrt(b + np.broadcast_to(np.asarray(variance, float), frames.shape[1:])[::step, ::step])[part]
-    b = b[part]
-    level, scale = np.zeros((n, 1, 1)), b.mean((1, 2), keepdims=True)
-    for _ in range(12):
-        rest = np.nan_to_num(few - b * (1 + level))
-        level += np.clip(rest, -1.5 * spread, 1.5 * spread).mean((1, 2), keepdims=True) / scale
-    level -= np.median(level)
-    noise = 1.2 * np.sqrt((spread**2).mean() / few[0].size) / scale.mean()
+    part = np.arange(n) * len(behind) // n
+    step = max(1, int(np.sqrt(h * w / 1024)))
+    b, data = np.ascontiguousarray(behind[:, ::step, ::step], np.float32), np.asarray(frames, np.float32)
+    variance_there = np.broadcast_to(np.asarray(variance, np.float32), (h, w))[::step, ::step]
+    spread = np.sqrt(b + variance_there)
+    level, scale = np.zeros(n), b.mean((1, 2), dtype=float)
+    _levels(data, b, spread, scale, step, level)
+    level = (level - np.median(level))[:, None, None]
+    noise = 1.2 * np.sqrt((spread[part] ** 2).mean(dtype=float) / b[0].size) / scale[part].mean()
     if level.std() < 2 * noise:
         return behind
     jump = (behind[part] * level).astype(np.float32)
@@ -114,7 +112,32 @@ def _linear(size: int, tiles: int) -> np.ndarray:
     return weights
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
+parallel = numba.njit(cache=True, parallel=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
+
+
+@parallel
+def _levels(frames, b, spread, scale, step, level):
+    """Of each frame by how much of the background `b` (m, h / step, w / step) it is brighter."""
+    n, m, h, w = len(frames), *b.shape
+    for i in numba.prange(n):
+        part, found, few = i * m // n, np.float32(0), np.empty((h, w), np.float32)
+        for y in range(h):
+            for x in range(w):
+                few[y, x] = frames[i, y * step, x * step]
+        for _ in range(12):
+            total = 0.0
+            for y in range(h):
+                data, behind, most, line = few[y], b[part, y], spread[part, y], np.float32(0)
+                for x in range(w):
+                    rest, limit = data[x] - behind[x] * (np.float32(1) + found), np.float32(1.5) * most[x]
+                    rest = limit if rest > limit else -limit if rest < -limit else rest
+                    line += rest if abs(rest) <= limit else np.float32(0)  # NaN says nothing
+                total += line
+            found += np.float32(total / (h * w) / scale[part])
+        level[i] = found
+
+
+@parallel
 def _clipped(frames, usual, variance, level):
     """Mean of each tile below one standard deviation above itself, over every fourth of the frames."""
     n, h, w = frames.shape
@@ -122,23 +145,22 @@ def _clipped(frames, usual, variance, level):
     for tile in numba.prange(ty * tx):
         i, j = tile // tx, tile % tx
         values = np.empty((n // 4 + 1) * (h // ty + 1) * (w // tx + 1), np.float32)
-        count = 0
+        count, first = 0, 0.0
         for k in range(0, n, 4):
             for y in range(i * h // ty, (i + 1) * h // ty):
                 for x in range(j * w // tx, (j + 1) * w // tx):
                     if usual[y, x] and np.isfinite(frames[k, y, x]):
                         values[count] = frames[k, y, x]
+                        first += frames[k, y, x]
                         count += 1
-        values = values[:count]
-        b = np.mean(values) if count else 0.0
+        b = first / count if count else 0.0
         for _ in range(30):
             spread = np.sqrt(max(b, 0.0) + variance)
             top = np.float32(b + spread)
-            total, kept = 0.0, 0
-            for v in values:
-                if v <= top:
-                    total += v
-                    kept += 1
+            total, kept = np.float32(0), 0
+            for v in values[:count]:
+                total += v if v <= top else np.float32(0)
+                kept += v <= top
             if kept == 0:
                 break
             # the mean of a normal variable below its mean plus one standard deviation is 0.2876 of these lower
@@ -161,15 +183,21 @@ def _cover(free, frame, y, x, radius):
                     free[frame[p], i, j] = False
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
+@parallel
 def _free(frames, free, total, count):
+    """Sum and number of the values of each tile where it is free."""
     n, h, w = frames.shape
     ty, tx = total.shape
-    for tile in numba.prange(ty * tx):
-        i, j = tile // tx, tile % tx
+    for i in numba.prange(ty):
+        light, seen = np.zeros(w, np.float32), np.zeros(w, np.float32)
         for k in range(n):
             for y in range(i * h // ty, (i + 1) * h // ty):
-                for x in range(j * w // tx, (j + 1) * w // tx):
-                    if free[k, y, x] and np.isfinite(frames[k, y, x]):
-                        total[i, j] += frames[k, y, x]
-                        count[i, j] += 1
+                data, open_there = frames[k, y], free[k, y]
+                for x in range(w):
+                    good = open_there[x] and abs(data[x]) < np.float32(1e30)
+                    light[x] += data[x] if good else np.float32(0)
+                    seen[x] += np.float32(good)
+        for j in range(tx):
+            for x in range(j * w // tx, (j + 1) * w // tx):
+                total[i, j] += light[x]
+                count[i, j] += seen[x]

@@ -11,8 +11,10 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from ..psf import Gaussian2D
 from ..psf.base import PSF
 from .background import BLOCK, background, flickering
 from .crowd import fit_peaks
+from .cut import cut
 from .emitters import as_table
 from .finder import find
 from .learn import LESSONS, learn, prior_of
@@ -30,12 +33,13 @@ from .learned import fit_learned
 from .network import Network, general
 from .source import Source
 
-PIXELS = 1 << 23  # of a chunk
+PIXELS = 1 << 22  # of a chunk: 16 MB, in the cache of many a processor
 FEWEST = 8  # frames of a chunk
 CHUNKS = "chunks"
 NETWORK, USUAL = "network.npz", "usual.npy"
 SIGMA = 1.3  # pixels, where the width of the PSF is to be found out
-SURE = 100  # isolated spots that are enough to tell it
+SURE = 10  # isolated spots that are enough to tell it
+Chunk = tuple[np.ndarray, np.ndarray | None]  # frames, and where they are saturated
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def chunk_size(shape: tuple[int, int, int]) -> int:
     """Frames of a chunk: whole blocks of background, where frames are small.
 
     >>> chunk_size((10_000, 128, 128)), chunk_size((10_000, 2048, 2048))
-    (512, 8)
+    (256, 8)
     """
     size = max(FEWEST, PIXELS // max(shape[1] * shape[2], 1))
     return size // BLOCK * BLOCK if size >= BLOCK else size
@@ -113,8 +117,8 @@ def compute(
     if plan.learn and not plan.network.exists():
         learn_from(plan, source).save(plan.network)
     if workers is None and scheduler is None:
-        for number in todo:
-            do(plan, number, source)
+        for number, chunk in read_ahead(plan, source, todo):
+            do(plan, number, source, chunk)
             yield number
     else:
         from .cluster import spread_out
@@ -122,11 +126,22 @@ def compute(
         yield from spread_out(plan, todo, workers, scheduler)
 
 
-def do(plan: Plan, number: int, source: Source) -> None:
-    """Localize one chunk and write its table."""
+def read_ahead(plan: Plan, source: Source, todo: Sequence[int]) -> Iterator[tuple[int, Chunk]]:
+    """Number and frames of each chunk; the next is being read while the one before is worked on."""
+    with ThreadPoolExecutor(1) as reader:
+        chunks = [partial(reader.submit, source.read, *plan.chunks[number]) for number in todo]
+        ahead = chunks[0]() if todo else None
+        for number, following in zip_longest(todo, chunks[1:]):
+            now = ahead.result()
+            ahead = following() if following else None
+            yield number, now
+
+
+def do(plan: Plan, number: int, source: Source, chunk: Chunk | None = None) -> None:
+    """Localize one chunk, which may have been read already, and write its table."""
     first, last = plan.chunks[number]
+    frames, full = source.read(first, last) if chunk is None else chunk
     width, *light = np.load(plan.file(0).with_name(USUAL)).tolist()
-    frames, full = source.read(first, last)
     table = localize_frames(
         frames, source.camera.variance, plan.psf or Gaussian2D(), width, plan.box or box_of(width),
         plan.threshold, plan.false_positives, full, network_of(plan), plan.method == "network",
@@ -188,7 +203,7 @@ def _loaded(path: str, _changed: int) -> Network:
 
 def learn_from(plan: Plan, source: Source) -> Network:
     """The package's network after lessons on what frames from all over the movie suggest."""
-    width = width_of(plan, source)
+    width = float(usual(plan, source)[0])
     few = some_frames(source)
     read = source.camera.variance
     table = localize_frames(few, read, Gaussian2D(), width, threshold=plan.threshold, network=general())
@@ -199,41 +214,46 @@ def learn_from(plan: Plan, source: Source) -> Network:
     return learn(Network(prior, general().parameters), LESSONS, rate=1e-3)
 
 
-def width_of(plan: Plan, source: Source) -> float:
-    """The PSF's usual width: the median over isolated spots in frames from all over the movie, if it is not given."""
-    if plan.sigma is not None:
-        return plan.sigma
-    if plan.psf is not None and getattr(plan.psf, "sigma", None):
-        return plan.psf.sigma
-    few, width = some_frames(source), SIGMA
-    if not len(few):
-        return width
-    for _ in range(3):
-        table = localize_frames(few, source.camera.variance, Gaussian2D(), width, threshold=plan.threshold)
-        good = (
-            (table["crowded"] == 0)
-            & (table["status"] == fit.Status.converged)
-            & (table["photons"] > 8 * table["photons_error"])
-        )
-        if good.sum() < SURE / 10:
+def usual(plan: Plan, source: Source) -> np.ndarray:
+    """The PSF's width, unless it is given, and centre and scale of the photons: those of isolated spots.
+
+    They are looked for in frames from all over the movie.
+    """
+    given = plan.sigma or getattr(plan.psf, "sigma", None)
+    few, width, photons = some_frames(source), given or SIGMA, np.empty(0)
+    for _ in range(1 if given else 3):
+        found, photons = isolated_spots(few, source.camera.variance, width, plan.threshold)
+        if len(found) < SURE:
             break
         # whole hundredths: no last digit of it depends on the machine
-        before, width = width, round(float(np.clip(np.median(table["sigma_x"][good]), 0.6, 4.0)), 2)
+        before, width = width, given or round(float(np.clip(np.median(found), 0.6, 4.0)), 2)
         if abs(width - before) < 0.05 * width:
             break
-    return width
-
-
-def usual(plan: Plan, source: Source) -> np.ndarray:
-    """Width of the PSF, and centre and scale of the photons of isolated molecules (for a network; else anything)."""
-    width = width_of(plan, source)
-    few = some_frames(source) if plan.method != "fit" else np.empty((0, 1, 1))
-    table = localize_frames(few, source.camera.variance, Gaussian2D(), width, threshold=plan.threshold)
-    sure = table["photons"][(table["crowded"] == 0) & (table["status"] == fit.Status.converged)]
-    if len(sure) < SURE / 10:
+    if len(photons) < SURE:
         return np.array([width, 0.0, np.inf])
-    low, median, high = np.quantile(sure, (0.16, 0.5, 0.84))
+    low, median, high = np.quantile(photons, (0.16, 0.5, 0.84))
     return np.round([width, median, max(0.6 * (high - low), 0.1 * median)], 2)
+
+
+def isolated_spots(
+    frames: np.ndarray, variance: Any, sigma: float, threshold: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Widths and photons of bright spots in `frames` with no other near, which one Gaussian explains."""
+    behind = flickering(frames, background(frames, variance, sigma), variance, sigma)
+    peaks, box = find(frames, behind, variance, sigma, threshold), box_of(sigma)
+    alone = np.ones(len(peaks), bool)
+    for rows in np.split(np.arange(len(peaks)), np.flatnonzero(np.diff(peaks["frame"])) + 1):
+        apart = [abs(peaks[name][rows, None] - peaks[name][rows]) for name in "xy"]
+        alone[rows] = (np.maximum(*apart) < box // 2 + 2.5 * sigma).sum(1) == 1
+    images, kept = cut(frames, peaks[alone], box)
+    if np.ndim(variance):
+        kept["frame"] = 0
+        variance = cut(np.asarray(variance, np.float32)[None], kept, box)[0]
+    found = fit.mle(images, Gaussian2D(), variance=variance, progress=False)
+    error, pixels = found.errors[:, found.names.index("photons")], box * box
+    sure = (found.status == fit.Status.converged) & (found.photons > 8 * error)
+    sure &= found.chi2 <= pixels - len(found.names) + 2 * np.sqrt(2 * pixels)
+    return found.sigma[sure], found.photons[sure]
 
 
 def some_frames(source: Source) -> np.ndarray:

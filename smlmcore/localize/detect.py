@@ -6,8 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
-from scipy.spatial import cKDTree
+import scipy
 
 from .. import backend
 
@@ -80,7 +79,7 @@ def isolated(peaks: np.ndarray, distance: float) -> np.ndarray:
     if len(peaks) < 2:
         return np.ones(len(peaks), bool)
     points = spread(peaks, distance)
-    nearest = cKDTree(points).query(points, k=2)[0][:, 1]
+    nearest = scipy.spatial.cKDTree(points).query(points, k=2)[0][:, 1]
     return nearest > distance
 
 
@@ -95,7 +94,7 @@ def _noise(h: int, w: int, sigma: float) -> np.ndarray:
 
     The filter is a difference of separable ones, A ⊗ A' - B ⊗ B', so its sum of squares is separable term by term.
     """
-    rows, columns = ([ndimage.gaussian_filter1d(np.eye(n), s, 0) for s in (sigma, OUTER * sigma)] for n in (h, w))
+    rows, columns = ([scipy.ndimage.gaussian_filter1d(np.eye(n), s, 0) for s in (sigma, OUTER * sigma)] for n in (h, w))
     squares = sum(
         weight * np.outer((rows[i] * rows[j]).sum(1), (columns[i] * columns[j]).sum(1))
         for i, j, weight in ((0, 0, 1), (0, 1, -2), (1, 1, 1))
@@ -109,7 +108,7 @@ def _first_of_ties(frame: np.ndarray, y: np.ndarray, x: np.ndarray, radius: int)
     keep = np.ones(len(x), bool)
     if len(x) > 1:
         points = np.stack([frame * (radius + 1.0), y, x], 1)
-        for i, j in np.sort(cKDTree(points).query_pairs(radius, p=np.inf, output_type="ndarray"), axis=0):
+        for i, j in np.sort(scipy.spatial.cKDTree(points).query_pairs(radius, p=np.inf, output_type="ndarray"), axis=0):
             if keep[i]:
                 keep[j] = False
     return keep

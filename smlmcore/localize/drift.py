@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
-from scipy import fft
+import scipy
 
 TORUS = 256
 SEGMENTS = 24  # of the start, at most
@@ -200,7 +200,7 @@ def _spectra(frame, x, y, frames, cell, segments):
     knots = np.bincount(which, frame, segments) / number
     empty = np.bincount(which, minlength=segments) == 0
     knots[empty] = ((np.arange(segments) + 0.5) * frames / segments)[empty]
-    spectra = fft.rfft2(image, workers=-1)
+    spectra = scipy.fft.rfft2(image, workers=-1)
     spectra[:, 0, 0] = 0
     return spectra, knots
 
@@ -211,7 +211,7 @@ def _start(frame, x, y, frames, width):
     cell = max(2.5 * width, 1e-6)
     spectra, knots = _spectra(frame, x, y, frames, cell, segments)
     found = np.zeros((2, segments))
-    rows, columns = fft.fftfreq(TORUS)[:, None], fft.rfftfreq(TORUS)
+    rows, columns = scipy.fft.fftfreq(TORUS)[:, None], scipy.fft.rfftfreq(TORUS)
     blur = np.exp(-2 * np.pi**2 * (rows**2 + columns**2)).astype(np.float32)  # by one cell
     total = spectra[0].copy()
     for k in range(1, segments):
@@ -226,7 +226,7 @@ def _shift(spectrum: np.ndarray) -> tuple[float, float]:
 
     The correlation must be compact or blurred; a parabola through the logarithm would fail at zero counts.
     """
-    image = fft.irfft2(spectrum, (TORUS, TORUS), workers=-1)
+    image = scipy.fft.irfft2(spectrum, (TORUS, TORUS), workers=-1)
     row, column = divmod(int(image.argmax()), TORUS)
     out = []
     for at, line in ((column, image[row]), (row, image[:, column])):

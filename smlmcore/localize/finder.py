@@ -22,21 +22,21 @@ from typing import Any
 
 import numba
 import numpy as np
-from scipy.integrate import trapezoid
-from scipy.optimize import brentq
-from scipy.special import erf, ndtr
+import scipy
 
 from .. import backend, kernel
 
 REACH = 3.0  # the filter's half width in units of sigma
 CERTAIN = 12.0  # standard deviations above which it does not matter how the noise is distributed
+STRETCH = 32  # pixels that are looked at together for any that may be a peak
+LOWEST = 1.5  # standard deviations: no threshold is below
 PEAK = np.dtype([("frame", np.uint32), ("x", np.int32), ("y", np.int32), ("snr", np.float32)])
 
 
 def taps(sigma: float) -> np.ndarray:
     """The Gaussian, integrated over the pixels, from the central pixel outwards (float64)."""
     edges = (np.arange(math.ceil(REACH * sigma) + 2) - 0.5) / (math.sqrt(2) * sigma)
-    return np.diff(0.5 * erf(edges))
+    return np.diff(0.5 * scipy.special.erf(edges))
 
 
 def find(
@@ -78,24 +78,23 @@ def find(
     read = xp.broadcast_to(xp.asarray(variance, np.float32), (h, w))
     noise = xp.maximum(expected, np.float32(1e-3)) + read
     weights = xp.asarray(taps(sigma), np.float32)
-    scale, snr = xp.empty_like(noise), xp.empty_like(frames)
+    scale = xp.empty_like(noise)
     scale_kernel(noise, weights, out=scale)
-    filter_kernel(frames, expected, noise, scale, weights, out=snr)
     # what is skewed to the right needs a higher value: none below this one can do
     lowest = xp.asarray([0.8 * threshold], np.float32)
+    seek = _seek if xp is np else _seek_by_kernels
     most = 256
     while True:
-        count, at = xp.empty(n, np.int32), xp.empty((n, most), np.int32)
-        peaks_kernel(snr, lowest, out=(count, at))
+        count, at, height = xp.empty(n, np.int32), xp.empty((n, most), np.int32), xp.empty((n, most), np.float32)
+        seek(frames, expected, noise, scale, weights, lowest, count, at, height)
         if (largest := int(count.max())) <= most:
             break
         most = largest
-    count, at = backend.to_cpu(count), backend.to_cpu(at)
-    frame = np.repeat(np.arange(n), count)
-    pixel = at[np.arange(most) < count[:, None]]
+    count, at, height = map(backend.to_cpu, (count, at, height))
+    seen = np.arange(most) < count[:, None]
+    frame, pixel = np.repeat(np.arange(n), count), at[seen]
     found = np.empty(len(frame), PEAK)
-    found["frame"], found["y"], found["x"] = frame, pixel // w, pixel % w
-    found["snr"] = backend.to_cpu(snr.reshape(n, -1)[xp.asarray(frame), xp.asarray(pixel)])
+    found["frame"], found["y"], found["x"], found["snr"] = frame, pixel // w, pixel % w, height[seen]
     m = len(expected)
     maps = map(backend.to_cpu, (expected, noise, scale, weights))
     _as_normal(frame * m // n, found["y"], found["x"], *maps, found["snr"])
@@ -108,26 +107,29 @@ def false_positives(threshold: float, shape: tuple[int, int], sigma: float) -> f
     Of normal variables on a lattice, with correlation rho between neighbours in a row or a column, the share that is
     above t and above all four neighbours is close to
 
-        integral from t of Q(z)² phi(z) dz,
-        Q(z) = 1 - 2 Phi(-h z) + 1/pi integral_0^alpha exp(-h² z² / (2 sin² u)) du,
+        integral from t of Q(z)² phi(z) dz,    Q(z) = Phi(h z) - 2 T(h z, cot alpha),
         h² = (1 - rho) / (1 + rho),    sin² alpha = (1 - rho²) / 2
 
-    (Taylor, Worsley & Gosselin 2007, Biometrika 94, 1).  At the border a neighbour is missing: there Q is Phi(h z).
+    with Owen's function T (Taylor, Worsley & Gosselin 2007, Biometrika 94, 1).  At the border a neighbour is missing:
+    there Q is Phi(h z).
 
     >>> round(false_positives(5.0, (128, 128), 1.3), 4)
     0.0033
     """
+    z = np.linspace(threshold, threshold + 8, 2001)
+    return float(np.trapezoid(_peaks_of_noise(z, shape, sigma), z))
+
+
+def _peaks_of_noise(z: np.ndarray, shape: tuple[int, int], sigma: float) -> np.ndarray:
+    """How many peaks of pure noise there are in a frame, per unit of their height `z`."""
     weights = taps(sigma)
     line = np.concatenate([weights[:0:-1], weights])
     rho = float((line[1:] * line[:-1]).sum() / (line**2).sum())
     slope, alpha = math.sqrt((1 - rho) / (1 + rho)), math.asin(math.sqrt((1 - rho**2) / 2))
-    z = np.linspace(threshold, threshold + 8, 2001)
-    u = (np.arange(400) + 0.5) * alpha / 400
-    middle = 1 - 2 * ndtr(-slope * z)
-    middle += np.exp(-0.5 * (slope * z[:, None] / np.sin(u)) ** 2).sum(1) * (alpha / 400 / np.pi)
-    edge = ndtr(slope * z)
+    edge = scipy.special.ndtr(slope * z)
+    middle = edge - 2 * scipy.special.owens_t(slope * z, 1 / math.tan(alpha))
     rows, columns = (max(n - 2, 0) * middle + min(n, 2) * edge for n in shape)
-    return float(trapezoid(rows * columns * np.exp(-0.5 * z**2), z) / math.sqrt(2 * math.pi))
+    return rows * columns * np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
 
 
 @lru_cache
@@ -138,10 +140,15 @@ def threshold_for(rate: float, shape: tuple[int, int], sigma: float) -> float:
     >>> round(threshold_for(rate, (128, 128), 1.3), 6)
     4.5
     """
-    most = false_positives(1.5, shape, sigma)
+    most = false_positives(LOWEST, shape, sigma)
     if not 0 < rate < most:
         raise ValueError(f"got {rate} false positives for each frame of {shape}; expected above 0 and below {most:.3g}")
-    return float(brentq(lambda t: math.log(false_positives(t, shape, sigma) / rate), 1.5, 30))
+    threshold, step = math.sqrt(LOWEST**2 + 2 * math.log(most / rate)), 1.0
+    while abs(step) > 1e-9:  # Newton's steps; the logarithm is concave, so that none but the first goes too far
+        there = false_positives(threshold, shape, sigma)
+        step = math.log(there / rate) * there / float(_peaks_of_noise(np.array(threshold), shape, sigma))
+        threshold += step
+    return threshold
 
 
 @numba.njit(cache=True, parallel=True, error_model="numpy")
@@ -227,43 +234,99 @@ def _peaks(snr, threshold, count, at):
 # ---------------------------------------------------------------- kernels: cpu
 
 
-@numba.njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
+fast = numba.njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
+
+
+@fast
 def _columns(image, weights, out):
     """Convolve down the columns."""
     h, w = image.shape
     reach = len(weights) - 1
     for i in range(h):
-        a = weights[0]
+        line, middle, a = out[i], image[i], weights[0]
         for j in range(w):
-            out[i, j] = a * image[i, j]
+            line[j] = a * middle[j]
         for k in range(1, reach + 1):
             a = weights[k]
             if i >= k and i + k < h:
+                above, below = image[i - k], image[i + k]
                 for j in range(w):
-                    out[i, j] += a * (image[i - k, j] + image[i + k, j])
+                    line[j] += a * (above[j] + below[j])
             elif i >= k:
+                above = image[i - k]
                 for j in range(w):
-                    out[i, j] += a * image[i - k, j]
+                    line[j] += a * above[j]
             elif i + k < h:
+                below = image[i + k]
                 for j in range(w):
-                    out[i, j] += a * image[i + k, j]
+                    line[j] += a * below[j]
 
 
-@numba.njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
+@fast
 def _rows(image, weights, line, out):
     """Convolve along the rows; `line` is w + 2 reach long, with zeros at both ends."""
     h, w = image.shape
     reach = len(weights) - 1
     for i in range(h):
+        middle, result, a = image[i], out[i], weights[0]
         for j in range(w):
-            line[reach + j] = image[i, j]
-        a = weights[0]
-        for j in range(w):
-            out[i, j] = a * line[reach + j]
+            line[reach + j] = middle[j]
+            result[j] = a * middle[j]
         for k in range(1, reach + 1):
-            a = weights[k]
+            a, left, right = weights[k], line[reach - k : reach - k + w], line[reach + k : reach + k + w]
             for j in range(w):
-                out[i, j] += a * (line[reach + j - k] + line[reach + j + k])
+                result[j] += a * (left[j] + right[j])
+
+
+@fast
+def _filtered(frame, expected, variance, scale, weights, rest, down, line, snr):
+    """The matched filter of one frame, in units of the noise; `rest`, `down` and `line` are room to work in."""
+    h, w = frame.shape
+    zero, largest = snr.dtype.type(0), snr.dtype.type(1e30)
+    for y in range(h):
+        data, m, v, out = frame[y], expected[y], variance[y], rest[y]
+        for x in range(w):
+            r = (data[x] - m[x]) / v[x]
+            out[x] = r if abs(r) < largest else zero  # neither NaN nor infinite
+    _columns(rest, weights, down)
+    _rows(down, weights, line, snr)
+    for y in range(h):
+        out, s = snr[y], scale[y]
+        for x in range(w):
+            out[x] *= s[x]
+
+
+@fast
+def _peaks_of(snr, threshold, at):
+    """Fill `at` with the pixels of peaks above `threshold`, as far as there is room; returns how many there are."""
+    h, w = snr.shape
+    most, found = len(at), 0
+    candidate = np.empty(w, np.uint8)
+    for y in range(h):
+        line, above, below = snr[y], snr[max(y - 1, 0)], snr[min(y + 1, h - 1)]
+        for x in range(w):
+            candidate[x] = (line[x] > threshold) & (line[x] >= above[x]) & (line[x] >= below[x])
+        for first in range(0, w, STRETCH):
+            last, some = min(first + STRETCH, w), 0
+            for x in range(first, last):
+                some += candidate[x]
+            if some == 0:  # as nearly everywhere
+                continue
+            for x in range(first, last):
+                if not candidate[x]:
+                    continue
+                value, peak = line[x], True
+                for i in range(max(y - 1, 0), min(y + 2, h)):
+                    for j in range(max(x - 1, 0), min(x + 2, w)):
+                        other = snr[i, j]
+                        # of equal neighbours the first counts
+                        if other > value or (other == value and (i < y or (i == y and j < x))):
+                            peak = False
+                if peak:
+                    if found < most:
+                        at[found] = y * w + x
+                    found += 1
+    return found
 
 
 @numba.njit(cache=True, parallel=True, error_model="numpy")
@@ -284,8 +347,6 @@ def _scale_cpu(variance, weights, scale):
 def _filter_cpu(frames, expected, variance, scale, weights, snr):
     n, h, w = frames.shape
     m = len(expected)
-    zero = snr.dtype.type(0)
-    inverse = snr.dtype.type(1) / variance if m < n else variance
     for i in numba.prange(n):
         part = i * m // n
         rest, down, line = (
@@ -293,51 +354,38 @@ def _filter_cpu(frames, expected, variance, scale, weights, snr):
             np.empty((h, w), snr.dtype),
             np.zeros(w + 2 * len(weights), snr.dtype),
         )
-        if m < n:
-            for y in range(h):
-                for x in range(w):
-                    rest[y, x] = (frames[i, y, x] - expected[part, y, x]) * inverse[part, y, x]
-        else:
-            for y in range(h):
-                for x in range(w):
-                    rest[y, x] = (frames[i, y, x] - expected[part, y, x]) / variance[part, y, x]
-        for y in range(h):
-            for x in range(w):
-                if not np.isfinite(rest[y, x]):
-                    rest[y, x] = zero
-        _columns(rest, weights, down)
-        _rows(down, weights, line, snr[i])
-        for y in range(h):
-            for x in range(w):
-                snr[i, y, x] *= scale[part, y, x]
+        _filtered(frames[i], expected[part], variance[part], scale[part], weights, rest, down, line, snr[i])
 
 
 @numba.njit(cache=True, parallel=True, error_model="numpy")
 def _peaks_cpu(snr, threshold, count, at):
-    n, h, w = snr.shape
-    most = at.shape[1]
+    for i in numba.prange(len(snr)):
+        at[i] = -1
+        count[i] = _peaks_of(snr[i], threshold[0], at[i])
+
+
+@numba.njit(cache=True, parallel=True, error_model="numpy")
+def _seek(frames, expected, variance, scale, weights, threshold, count, at, height):
+    """Filter and peaks, one frame after another, while it is in the cache; `height` is the filter's value there."""
+    n, h, w = frames.shape
+    m = len(expected)
     for i in numba.prange(n):
-        found = 0
-        for y in range(h):
-            for x in range(w):
-                value = snr[i, y, x]
-                if not value > threshold[0]:
-                    continue
-                peak = True
-                for dy in range(-1, 2):
-                    for dx in range(-1, 2):
-                        if 0 <= y + dy < h and 0 <= x + dx < w and (dy != 0 or dx != 0):
-                            other = snr[i, y + dy, x + dx]
-                            first = dy < 0 or (dy == 0 and dx < 0)
-                            if other > value or (first and other == value):
-                                peak = False
-                if peak:
-                    if found < most:
-                        at[i, found] = y * w + x
-                    found += 1
-        count[i] = found
-        for k in range(min(found, most), most):
-            at[i, k] = -1
+        part = i * m // n
+        rest, down, snr = np.empty((h, w), np.float32), np.empty((h, w), np.float32), np.empty((h, w), np.float32)
+        line = np.zeros(w + 2 * len(weights), np.float32)
+        _filtered(frames[i], expected[part], variance[part], scale[part], weights, rest, down, line, snr)
+        count[i] = _peaks_of(snr, threshold[0], at[i])
+        for k in range(min(count[i], at.shape[1])):
+            height[i, k] = snr[at[i, k] // w, at[i, k] % w]
+
+
+def _seek_by_kernels(frames, expected, variance, scale, weights, threshold, count, at, height):
+    """The same on a GPU."""
+    snr = backend.module(frames).empty_like(frames)
+    filter_kernel(frames, expected, variance, scale, weights, out=snr)
+    peaks_kernel(snr, threshold, out=(count, at))
+    pixels = snr.reshape(len(snr), -1)
+    height[...] = backend.module(frames).take_along_axis(pixels, at.clip(0).astype(np.int64), 1)
 
 
 # ---------------------------------------------------------------- registration

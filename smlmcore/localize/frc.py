@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numba
 import numpy as np
-from scipy import fft
-
-from .render import render
+import scipy
 
 THRESHOLD = 1 / 7  # fixed, as in Nieuwenhuizen et al. 2013
 LARGEST = 1 << 25  # pixels of the images that are transformed, at most
@@ -37,7 +36,8 @@ def frc(
     The halves are `blocks` stretches of the movie, half of them drawn by `seed`, because the same molecule in
     successive frames would correlate with itself (Nieuwenhuizen et al. 2013, Nat. Methods 10, 557).  The resolution is
     1/q where the curve, smoothed over a twentieth of its length, first falls below 1/7.  `zoom`: pixels of the images
-    per pixel of the camera, default so that a standard error (lpx) is one, 10 where the table has none.
+    per pixel of the camera, default so that two standard errors (lpx) are one, or where the curve does not fall until
+    there, that one is; 5 and 10 where the table has none.
 
     >>> rng = np.random.default_rng(0)
     >>> place = rng.uniform(8, 24, (2, 200))[:, rng.integers(0, 200, 20_000)] + rng.normal(0, 0.1, (2, 20_000))
@@ -49,17 +49,21 @@ def frc(
     if zoom is None:
         error = np.asarray(table["lpx"]) if "lpx" in table.dtype.names else np.empty(0)
         error = error[np.isfinite(error) & (error > 0)]
-        zoom = 1 / float(np.median(error)) if error.size else 10.0
-    zoom = min(zoom, np.sqrt(LARGEST / (shape[0] * shape[1])))
+        finest = 1 / float(np.median(error)) if error.size else 10.0
+        coarse = frc(table, shape, finest / 2, blocks, seed)
+        return coarse if not np.isnan(coarse.resolution) else frc(table, shape, finest, blocks, seed)
+    zoom = float(min(zoom, np.sqrt(LARGEST / (shape[0] * shape[1]))))
     frame = table["frame"].astype(np.int64)
     first, last = int(frame.min(initial=0)), int(frame.max(initial=0))
     blocks = max(2, min(blocks, last - first + 1))
     half = np.random.default_rng(seed).permutation(blocks) % 2
-    one = half[(frame - first) * blocks // (last - first + 1)] == 0
-    # one complex transform holds both, as both images are real
-    image = render(table[one], shape, zoom, blur=0) + 1j * render(table[~one], shape, zoom, blur=0)
-    side = [fft.next_fast_len(n) for n in image.shape]
-    pair = fft.fft2(image, side, overwrite_x=True, workers=-1)
+    # one complex transform holds both images, as both are real
+    size = [math.ceil(n * zoom) for n in shape]
+    side = [scipy.fft.next_fast_len(n) for n in size]
+    image = np.zeros((*side, 2), np.float32)
+    x, y = (np.asarray(table[name], np.float32) for name in "xy")
+    _halves(x, y, half[(frame - first) * blocks // (last - first + 1)], zoom, *size, image)
+    pair = scipy.fft.fft2(image.view(np.complex64)[..., 0], overwrite_x=True, workers=-1)
     rings = min(side) // 2
     cross, first_power, second_power, count = _rings(pair, rings)
     power = np.sqrt(first_power * second_power)
@@ -82,13 +86,9 @@ def decorrelation(image: np.ndarray, zoom: float = 1.0, filters: int = 10) -> Re
         raise ValueError(f"decorrelation got an image of shape {image.shape}; expected (h, w) of at least 8 pixels")
     h, w = image.shape
     window = np.outer(*(np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 0.5 for n in (h, w))).astype(np.float32)
-    spectrum = abs(fft.fft2((image - image.mean()) * window, workers=-1))
+    spectrum = scipy.fft.rfft2((image - image.mean()) * window, workers=-1)
     rings = min(h, w) // 2
-    radius = np.hypot(np.fft.fftfreq(h)[:, None] * min(h, w), np.fft.fftfreq(w) * min(h, w))
-    ring = np.minimum((radius + 0.5).astype(int), rings).ravel()
-    amplitude, power, count = (
-        np.bincount(ring, v, rings + 1)[1:rings] for v in (spectrum.ravel(), (spectrum**2).ravel(), None)
-    )
+    amplitude, power, count = (sums[1:] for sums in _spectrum(spectrum, w, rings))
     q = np.arange(1, rings)
     best, found = 0.0, None
     for width in [None, *np.geomspace(1, rings / 4, filters)]:
@@ -128,6 +128,37 @@ def _crossing(frequency: np.ndarray, curve: np.ndarray, count: np.ndarray) -> tu
     slope = abs(smooth[high] - smooth[low]) / (frequency[high] - frequency[low])
     noise = (1 - THRESHOLD**2) / np.sqrt(count[low : high + 1].sum() / 2)  # half of a real image's ring is a copy
     return float(1 / q), float(noise / max(slope, 1e-12) / q**2)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _halves(x, y, half, zoom, h, w, image):
+    """Histograms of both halves, side by side."""
+    for k in range(len(x)):
+        u, v = (x[k] + 0.5) * zoom, (y[k] + 0.5) * zoom
+        if 0 <= u < w and 0 <= v < h:  # not for NaN
+            image[int(v), int(u), half[k]] += 1
+
+
+@numba.njit(cache=True, parallel=True, error_model="numpy")
+def _spectrum(half, w, rings):
+    """Sums over rings of |F|, |F|² and their number, from the transform of a real image `w` wide."""
+    h = len(half)
+    sums = np.zeros((TILES, 3, rings))
+    side = min(h, w)
+    for tile in numba.prange(TILES):
+        for i in range(h * tile // TILES, h * (tile + 1) // TILES):
+            fy = (i if 2 * i <= h else i - h) * side / h
+            for j in range(half.shape[1]):
+                fx = j * side / w
+                ring = int(np.sqrt(fx * fx + fy * fy) + 0.5)
+                if ring < rings:
+                    power = half[i, j].real ** 2 + half[i, j].imag ** 2
+                    twice = 1.0 if j == 0 or 2 * j == w else 2.0
+                    sums[tile, 0, ring] += twice * np.sqrt(power)
+                    sums[tile, 1, ring] += twice * power
+                    sums[tile, 2, ring] += twice
+    total = sums.sum(0)
+    return total[0], total[1], total[2]
 
 
 @numba.njit(cache=True, parallel=True, error_model="numpy")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
+import scipy
 
 from .detect import spread
 
@@ -27,12 +24,13 @@ def match(found: np.ndarray, truth: np.ndarray, radius: float) -> tuple[np.ndarr
         raise ValueError(f"match got radius {radius}; expected a number of pixels above 0")
     points = [spread(table, radius) for table in (found, truth)]
     rows = [np.flatnonzero(np.isfinite(p).all(1)) for p in points]
-    trees = [cKDTree(p[r]) for p, r in zip(points, rows, strict=True)]
+    trees = [scipy.spatial.cKDTree(p[r]) for p, r in zip(points, rows, strict=True)]
     near = trees[0].sparse_distance_matrix(trees[1], radius, output_type="ndarray")
     i, j = rows[0][near["i"]], rows[1][near["j"]]
     # Pairs that share no row, directly or through others, are assigned apart: most groups are a single pair.
     n = len(found) + len(truth)
-    label = connected_components(coo_array((np.ones(len(i)), (i, len(found) + j)), (n, n)), directed=False)[1][i]
+    graph = scipy.sparse.coo_array((np.ones(len(i)), (i, len(found) + j)), (n, n))
+    label = scipy.sparse.csgraph.connected_components(graph, directed=False)[1][i]
     order = np.argsort(label, kind="stable")
     i, j, squared = i[order], j[order], near["v"][order] ** 2
     starts = np.flatnonzero(np.diff(label[order], prepend=-1))
@@ -46,7 +44,7 @@ def match(found: np.ndarray, truth: np.ndarray, radius: float) -> tuple[np.ndarr
         cost = np.full((len(left), len(right)), radius**2 * (min(len(left), len(right)) + 1.0))
         cost[row, column] = squared[a:b]
         chosen = np.zeros(cost.shape, bool)
-        chosen[linear_sum_assignment(cost)] = True
+        chosen[scipy.optimize.linear_sum_assignment(cost)] = True
         keep[a:b] = chosen[row, column]
     i, j = i[keep], j[keep]
     order = np.argsort(i)

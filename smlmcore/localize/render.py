@@ -10,12 +10,17 @@ from typing import Any
 
 import numba
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from ..files import atomic
 
 BANDS = 32  # of rows of the image: threads never write to the same one, and the order of additions is always the same
 FARTHEST = 4.0  # standard deviations at which a Gaussian ends
+COLOURS = 255  # of a density in a PNG; the last of 256 is white, for the scale bar
+INFERNO = (  # every sixteenth colour of it
+    "000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 bc3754 "
+    "d24644 e45a31 f1731d f98e09 fcac11 f9cb35 f2ea69 fcffa4"
+)
 Region = tuple[float, float, float, float]
 
 
@@ -66,7 +71,7 @@ def render(
         errors = errors[np.isfinite(errors)]
         blur = float(np.median(errors)) if errors.size else 0.0
     # "reflect" keeps the sum: what leaves the field at the border comes back in.
-    return ndimage.gaussian_filter(image, blur * zoom, mode="reflect") if blur > 0 else image
+    return scipy.ndimage.gaussian_filter(image, blur * zoom, mode="reflect") if blur > 0 else image
 
 
 def colour(
@@ -143,20 +148,38 @@ def save_image(
         return
     if path.suffix.lower() != ".png":
         raise ValueError(f"save_image got {path.name}; expected a name that ends in .png or .tif")
-    from matplotlib import colormaps
-    from matplotlib import image as pictures
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
-    rgb = image.copy() if image.ndim == 3 else _eight_bits(colormaps[colormap](stretch(image))[..., :3])
-    text = {"Software": "smlmcore"}
+    if image.ndim == 3:
+        pixels, white = image.copy(), 255
+    else:  # a byte for each pixel, and a palette whose last colour is the bar's
+        pixels, white = (stretch(image) * (COLOURS - 1) + 0.5).astype(np.uint8), COLOURS
+    text = PngInfo()
+    text.add_text("Software", "smlmcore")
     if bar and pixel_size:
-        length = scale_bar(rgb.shape[1] * pixel_size)
-        h, w = rgb.shape[:2]
+        length = scale_bar(pixels.shape[1] * pixel_size)
+        h, w = pixels.shape[:2]
         thick, margin = max(1, h // 100), max(2, min(h, w) // 40)
         columns = slice(w - margin - round(length / pixel_size), w - margin)
-        rgb[h - margin - thick : h - margin, columns] = 255
-        text["Scale bar"] = f"{length:g} µm"
+        pixels[h - margin - thick : h - margin, columns] = white
+        text.add_text("Scale bar", f"{length:g} µm")
+    picture = Image.fromarray(pixels)
+    if image.ndim == 2:
+        picture.putpalette([*palette(colormap).ravel().tolist(), 255, 255, 255])
     with atomic(path) as temporary:
-        pictures.imsave(temporary, rgb, format="png", metadata=text)
+        picture.save(temporary, "png", pnginfo=text)
+
+
+def palette(colormap: str) -> np.ndarray:
+    """`COLOURS` colours (n, 3) uint8 of a colour map of matplotlib's, which loads slowly and so serves all but one."""
+    at = np.linspace(0, 1, COLOURS)
+    if colormap == "inferno":
+        known = np.array([list(bytes.fromhex(c)) for c in INFERNO.split()])
+        return np.stack([np.interp(at, np.linspace(0, 1, len(known)), c) for c in known.T], 1).round().astype(np.uint8)
+    from matplotlib import colormaps
+
+    return _eight_bits(colormaps[colormap](at)[:, :3])
 
 
 def scale_bar(width: float) -> float:

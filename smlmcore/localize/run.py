@@ -20,6 +20,7 @@ import yaml
 from tqdm import tqdm
 
 from .. import data, fit
+from ..layers import keep_freed
 from ..psf import Gaussian2D
 from ..psf.base import PSF
 from .believe import believe
@@ -115,6 +116,7 @@ def run(
         if not good:
             raise ValueError(f"localize got {name}={value!r}; expected {expected}")
     method = method if psf is None or isinstance(psf, Gaussian2D) else "fit"
+    keep_freed()
     if model is not None:
         Network.load(model)  # an error now
     with Source(paths, camera or {}) as source:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from ..interpolate import kernels, prefilter, shift
 from ..interpolate.modes import MODES
@@ -73,7 +73,7 @@ def average(stacks: Any, least: float = 0.9) -> tuple[np.ndarray, Registration]:
 
 def _centres(light: np.ndarray) -> np.ndarray:
     """Centres of mass of the beads' projections, from the middle of the stack; no shift in z."""
-    projection = np.maximum(ndimage.gaussian_filter(light.mean(1), (0, 1, 1)), 0) ** 2
+    projection = np.maximum(scipy.ndimage.gaussian_filter(light.mean(1), (0, 1, 1)), 0) ** 2
     total = projection.sum((1, 2)) + 1e-30
     h, w = projection.shape[1:]
     y = (projection * np.arange(h)[:, None]).sum((1, 2)) / total - (h - 1) / 2
@@ -135,7 +135,7 @@ def spline(stacks: Any, dz: float, smooth: float | tuple[float, float] = 0.1) ->
         raise ValueError(f"Spline.from_beads got dz={dz}; expected the distance of the slices in um, > 0")
     mean, found = average(stacks)
     sigma = (widths[0] / dz, widths[1], widths[1])
-    smoothed = ndimage.gaussian_filter(mean, sigma, mode="nearest")
+    smoothed = scipy.ndimage.gaussian_filter(mean, sigma, mode="nearest")
     # what the filter took away is filtered and put back: curvature stays as it is, only the fourth derivative suffers
-    mean = smoothed + ndimage.gaussian_filter(mean - smoothed, sigma, mode="nearest")
+    mean = smoothed + scipy.ndimage.gaussian_filter(mean - smoothed, sigma, mode="nearest")
     return Spline.from_array(mean, dz), found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import fft
+import scipy
 
 from . import moments
 from .pupil import Pupil
@@ -16,11 +16,11 @@ def scores(templates: np.ndarray, images: np.ndarray, reach: int) -> np.ndarray:
     2 reach + 1) over the shifts in y and x.
     """
     h, w = images.shape[1:]
-    size = tuple(fft.next_fast_len(s + reach, real=True) for s in (h, w))
+    size = tuple(scipy.fft.next_fast_len(s + reach, real=True) for s in (h, w))
     t = templates - templates.mean((1, 2), keepdims=True)
     d = images - images.mean((1, 2), keepdims=True)
-    both = fft.rfft2(d, size)[:, None] * fft.rfft2(t, size).conj()
-    agree = fft.irfft2(both, size)
+    both = scipy.fft.rfft2(d, size)[:, None] * scipy.fft.rfft2(t, size).conj()
+    agree = scipy.fft.irfft2(both, size)
     shifts = np.arange(-reach, reach + 1)
     agree = agree[:, :, shifts[:, None], shifts]
     return np.maximum(agree, 0) ** 2 / (t**2).sum((1, 2))[None, :, None, None]

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy import ndimage, optimize
+import scipy
 from tqdm import tqdm
 
 from .. import backend
@@ -243,9 +243,9 @@ def _alone(data: np.ndarray) -> np.ndarray:
     alone = data.copy()
     for bead, stack in zip(alone, data, strict=True):
         filled, _ = moments.weigh(stack)
-        light = (ndimage.gaussian_filter(filled, (0, 1, 1)) - np.median(filled, (1, 2), keepdims=True)).max(0)
+        light = (scipy.ndimage.gaussian_filter(filled, (0, 1, 1)) - np.median(filled, (1, 2), keepdims=True)).max(0)
         first = np.unravel_index((light * middle).argmax(), light.shape)
-        peaks = (ndimage.maximum_filter(light, 5) == light) & (light > 0.5 * light[first])
+        peaks = (scipy.ndimage.maximum_filter(light, 5) == light) & (light > 0.5 * light[first])
         for other in np.argwhere(peaks):
             if np.hypot(*(other - first)) > max(h, w) / 3:
                 bead[:, np.hypot(y - other[0], x - other[1]) < np.hypot(y - first[0], x - first[1])] = np.nan
@@ -385,11 +385,11 @@ def _neighbours(images, mu, noise, background, beads):
     seen = np.isfinite(images)
     shape = (beads, len(images) // beads, *images.shape[1:])
     excess, error, light = (
-        ndimage.uniform_filter(np.where(seen, a, 0).reshape(shape).sum(1), (0, 3, 3)) * 9
+        scipy.ndimage.uniform_filter(np.where(seen, a, 0).reshape(shape).sum(1), (0, 3, 3)) * 9
         for a in (images - mu, mu + noise, mu - background[:, None, None])
     )
     strange = (excess > 6 * np.sqrt(np.maximum(error, 1e-9))) & (excess > 0.5 * light)
-    strange = ndimage.binary_dilation(strange, np.ones((1, 5, 5)))
+    strange = scipy.ndimage.binary_dilation(strange, np.ones((1, 5, 5)))
     return strange & (strange.mean((1, 2), keepdims=True) < 0.4)  # else it is the model that does not fit
 
 
@@ -415,7 +415,7 @@ def _pixelwise(joint, roughness, rounds=3):
 
     loss, data = PoissonGaussian(exact=False), np.where(joint.seen, joint.data, np.nan)
     for _ in range(rounds):
-        found = optimize.minimize(
+        found = scipy.optimize.minimize(
             objective, extra.ravel(), args=(joint.theta,), jac=True, method="L-BFGS-B", options={"maxiter": 40}
         )
         extra = found.x.reshape(m, m) * inside

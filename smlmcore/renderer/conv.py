@@ -19,7 +19,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from scipy.fft import next_fast_len
+import scipy
 
 from .. import backend, kernel
 from ..autograd import Tensor, op, ops
@@ -146,7 +146,7 @@ class Plan:
         self.offset = [k - 1 if mode == "valid" else k // 2 for _, k in pairs]
         self.out = tuple(n - k + 1 if mode == "valid" else n for n, k in pairs)
         self.length = [
-            n if mode == "periodic" else next_fast_len(max(c + m, n + k - 1 - c, n, k), real=True)
+            n if mode == "periodic" else scipy.fft.next_fast_len(max(c + m, n + k - 1 - c, n, k), real=True)
             for (n, k), c, m in zip(pairs, self.offset, self.out, strict=True)
         ]
 
