@@ -51,6 +51,7 @@ WEAK = 2.0  # the same for any emitter, below which it is no more than noise
 TAILS = 4.0  # degrees of freedom of the t distribution of photons: a bead is no crowd of molecules
 LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e6
 NOWHERE = np.float32(1e12)  # variance of a pixel that says nothing
+DOUBT = 0.7  # standard deviations of chi square from which on a peak is looked for
 DIMMEST = np.float32(0.01)  # mean of a pixel
 BLOCK = 16  # frames that a thread takes at a time
 CONVERGED, MAX_ITERATIONS, SINGULAR = int(Status.converged), int(Status.max_iterations), int(Status.singular)
@@ -81,17 +82,12 @@ def _tables(s, table, first, centre, sigma, size):
     """Integrals of a normal density over `size` pixels from `first`, and their derivatives to the centre; then zeros."""
     q = np.float32(1) / np.float32(sigma)
     density, shift = q * np.float32(0.3989422804014327), np.float32(first - 0.5 - centre)
-    for v in range(0, size + 1, L):
-        for j in range(v, v + L):
-            h, g = axis.edge((np.float32(j) + shift) * q)
-            put(s, EDGES + j, h)
-            put(s, EDGES + TABLE + j, g * density)
     for v in range(0, size, L):
-        for j in range(v, v + L):
-            e = EDGES + j
-            value, slope = get(s, e + 1) - get(s, e), get(s, e + TABLE) - get(s, e + TABLE + 1)
-            put(s, table + j, value if j < size else np.float32(0))
-            put(s, table + TABLE + j, slope if j < size else np.float32(0))
+        for j in range(v, v + L):  # both edges of a pixel: a neighbour's would have to go through memory
+            u = (np.float32(j) + shift) * q
+            (left, low), (right, high) = axis.edge(u), axis.edge(u + q)
+            put(s, table + j, right - left if j < size else np.float32(0))
+            put(s, table + TABLE + j, (low - high) * density if j < size else np.float32(0))
 
 
 @fast
@@ -138,8 +134,8 @@ def _add(s, image, start, size):
 
 @fast
 def _weigh(s, size):
-    """Weights and residuals; log likelihood without factorials, sum of weights, of residuals."""
-    total = weights = rest = np.float32(0)
+    """Weights and residuals; log likelihood without factorials, sums of weights and residuals, excess of chi square."""
+    total = weights = rest = excess = np.float32(0)
     for j in range(size):
         m, x, seen = max(get(s, MEAN + j), DIMMEST), get(s, COUNT + j), get(s, ON + j)
         w = seen / m
@@ -149,7 +145,8 @@ def _weigh(s, size):
         total += seen * (x * log_single(m) - m)
         weights += w
         rest += r
-    return total, weights, rest
+        excess += r * r * m - seen
+    return total, weights, rest, excess
 
 
 @fast
@@ -195,31 +192,37 @@ def _leaf(s, start, box, wide):
 @fast
 def _peak(s, weights, rows, columns, wide):
     """Matched filter over the residual: its largest value in units of noise, where it is, its photons."""
-    reach = len(weights) - 1
-    best, place, light, middle = np.float32(0), 0, np.float32(0), EDGES + MARGIN
+    reach, line = len(weights) - 1, EDGES + MARGIN
+    best, place, light = np.float32(0), 0, np.float32(0)
     for j in range(2 * TABLE):
         put(s, EDGES + j, np.float32(0))
-    for r in range(rows):
+    for r in range(rows):  # along the rows
         row = r * wide
-        for j in range(columns):
-            put(s, middle + j, get(s, REST + row + j))
-            put(s, middle + TABLE + j, get(s, WEIGHT + row + j))
         for v in range(0, wide, L):
             for j in range(v, v + L):
+                put(s, line + j, get(s, REST + row + j))
+                put(s, line + TABLE + j, get(s, WEIGHT + row + j))
                 put(s, ACROSS + row + j, np.float32(0))
                 put(s, SQUARE + row + j, np.float32(0))
-            for q in range(-reach, reach + 1):
-                c = weights[abs(q)]
+        for q in range(-reach, reach + 1):
+            c = weights[abs(q)]
+            for v in range(0, wide, L):
                 for j in range(v, v + L):
-                    put(s, ACROSS + row + j, get(s, ACROSS + row + j) + c * get(s, middle + j + q))
-                    put(s, SQUARE + row + j, get(s, SQUARE + row + j) + c * c * get(s, middle + TABLE + j + q))
-    for r in range(rows):
+                    put(s, ACROSS + row + j, get(s, ACROSS + row + j) + c * get(s, line + j + q))
+                    put(s, SQUARE + row + j, get(s, SQUARE + row + j) + c * c * get(s, line + TABLE + j + q))
+    for r in range(rows):  # and down
+        for v in range(0, wide, L):
+            for j in range(v, v + L):
+                put(s, line + j, np.float32(0))
+                put(s, line + TABLE + j, np.float32(1e-30))
+        for q in range(max(-reach, -r), min(reach, rows - 1 - r) + 1):
+            c, row = weights[abs(q)], (r + q) * wide
+            for v in range(0, wide, L):
+                for j in range(v, v + L):
+                    put(s, line + j, get(s, line + j) + c * get(s, ACROSS + row + j))
+                    put(s, line + TABLE + j, get(s, line + TABLE + j) + c * c * get(s, SQUARE + row + j))
         for j in range(columns):
-            a = b = np.float32(0)
-            for q in range(max(-reach, -r), min(reach, rows - 1 - r) + 1):
-                c = weights[abs(q)]
-                a += c * get(s, ACROSS + (r + q) * wide + j)
-                b += c * c * get(s, SQUARE + (r + q) * wide + j)
+            a, b = get(s, line + j), get(s, line + TABLE + j)
             if a > 0 and a * a > best * best * b and get(s, ON + r * wide + j) > 0:
                 best, place, light = a / math.sqrt(b), r * wide + j, a / b
     return best, place // wide, place % wide, light
@@ -283,19 +286,19 @@ def _draw(s, w, scene, theta, e, row, top, left, columns):
 
 @compiled
 def _evaluate(s, w, scene, light, window, k, theta, row):
-    """Model, weights and residuals of a group; log likelihood, sum of weights, of residuals."""
+    """Model, weights and residuals of a group; log likelihood, sums of weights and residuals, excess of chi square."""
     top, left, rows, columns = window
     wide = axis.whole(columns)
     _lift(s, theta[0, scene[3]], rows * wide)
     for e in range(k):
         _draw(s, w, scene, theta[e], e, row[e], top, left, columns)
         _add(s, IMAGES + e * EMITTER, (row[e] - top) * wide, scene[4] * wide)
-    value, weights, rest = _weigh(s, rows * wide)
+    value, weights, rest, excess = _weigh(s, rows * wide)
     total = np.float64(value)
     for e in range(k):
         far = (theta[e, 2] - light[0]) / light[1]
         total -= 0.5 * (TAILS + 1) * math.log(1 + far * far / TAILS)
-    return total, weights, rest
+    return total, weights, rest, excess
 
 
 @compiled
@@ -328,22 +331,23 @@ def _assemble(s, scene, light, window, k, theta, row, weights, rest, information
 
 @compiled
 def _climb(s, w, scene, limits, light, window, k, theta, row, goal, trial, matrices, vectors):
-    """Move a group to its highest likelihood, if this may be above `goal`; returns it, and whether it converged.
+    """Move a group to its highest likelihood, if this may be above `goal`; returns it, whether it converged, and the
+    excess of chi square.
 
     Leaves there the Cholesky factor of the information, scaled to unit diagonal, and the scale.
     """
     background, free = scene[3], scene[5]
     information, matrix, factor = matrices[0], matrices[1], matrices[2]
     gradient, move, scale = vectors[0], vectors[1], vectors[2]
-    p, best, damping, size = theta.shape[1], -np.inf, 0.0, 0
+    p, best, damping, size, excess = theta.shape[1], -np.inf, 0.0, 0, 0.0
     for e in range(k):
         for a in range(p):
             trial[e, a] = theta[e, a]
     for count in range(STEPS):
-        value, weights, rest = _evaluate(s, w, scene, light, window, k, trial, row)
+        value, weights, rest, squares = _evaluate(s, w, scene, light, window, k, trial, row)
         better = count == 0 or value >= best - 1e-6 * abs(best)
         if better:
-            best = value
+            best, excess = value, squares
             for e in range(k):
                 for a in range(p):
                     theta[e, a] = trial[e, a]
@@ -376,8 +380,8 @@ def _climb(s, w, scene, limits, light, window, k, theta, row, goal, trial, matri
             for e in range(k):
                 for a in range(p):
                     theta[e, a] = trial[e, a]
-            return best + 0.5 * decrement, True
-    return best, False
+            return best + 0.5 * decrement, True, excess
+    return best, False, excess
 
 
 @compiled
@@ -420,92 +424,90 @@ def _clover(s, e, sigma, scene, window, theta, row):
 
 @compiled
 def _settle(s, w, scene, limits, light, window, sigma, weights, k, own, row, errors, doubt, matrices, vectors):
-    """Fit the group own[0], with more or fewer emitters if in doubt; returns how many there are and the status."""
-    theta, trial, winner, spare = own[0], own[1], own[2], own[3]
-    p, free = theta.shape[1], len(scene[5])
-    top, left, rows, columns = window
-    best, good, m, done = -np.inf, False, k, False
-    least, goal = -1, -np.inf  # the emitter that is left out
-    y, x, bright, strongest, dx, dy, which = 0, 0, np.float32(0), 0.0, 0.0, 0.0, 0
-    value = np.float32(0)
-    step = 0  # 0: as it is; 1: one added; 2: one split; 3: one left out
-    while True:
-        c = 0
+    """Fit the group own[0], with more or fewer emitters if in doubt; returns how many there are and the status.
+
+    row[0]: where their boxes begin.
+    """
+    theta, trial, spare = own[0], own[1], own[2]
+    p, free, (top, left, rows, columns) = theta.shape[1], len(scene[5]), window
+    best, good, excess = _climb(
+        s, w, scene, limits, light, window, k, theta, row[0], -np.inf, spare, matrices, vectors
+    )  # fmt: skip
+    _errors(scene, k, k * free + 1, matrices[2], vectors[2], errors)
+    while doubt and k <= MOST:  # one more?
+        strongest, which, dx, dy = 0.0, 0, 0.0, 0.0
         for e in range(k):
-            if step != 3 or e != least:
+            strength, u, v = _clover(s, e, sigma, scene, window, theta[e], row[0, e])
+            if strength > strongest:
+                strongest, which, dx, dy = strength, e, u, v
+        grown = False
+        for split in (True, False):
+            if grown or (split and strongest < TRY):
+                continue
+            y = x = 0
+            bright = np.float32(0)
+            if not split:
+                if excess < DOUBT * math.sqrt(2.0 * rows * columns):
+                    continue
+                if strongest > TRY:
+                    _evaluate(s, w, scene, light, window, k, theta, row[0])
+                value, y, x, bright = _peak(s, weights, rows, columns, axis.whole(columns))
+                if value < LOOKS:
+                    continue
+            for e in range(k + 1):
                 for a in range(p):
-                    trial[c, a] = theta[e, a]
-                row[8 + c] = row[e]
-                c += 1
-        if step == 1 or step == 2:
-            for a in range(p):
-                trial[c, a] = trial[which, a]
-            row[8 + c] = row[which]
-            if step == 1:
-                trial[c, 0], trial[c, 1], trial[c, 2] = left + x, top + y, max(bright, np.float32(20))
-                row[8 + c] = min(max(top + y - scene[4] // 2, top), top + rows - scene[4])
-            else:
-                trial[which, 2] *= 0.5
-                trial[c, 2] = trial[which, 2]
+                    trial[e, a] = theta[which if e == k else e, a]
+                row[1, e] = row[0, which if e == k else e]
+            if split:
+                trial[k, 0] += dx
+                trial[k, 1] += dy
                 trial[which, 0] -= dx
                 trial[which, 1] -= dy
-                trial[c, 0] += dx
-                trial[c, 1] += dy
-            c += 1
-        high, converged = _climb(
-            s, w, scene, limits, light, window, c, trial, row[8:], goal, spare, matrices, vectors
-        )
-        if step == 0 or (step == 3 and high > best - PROOF):
-            best, good, k = high, converged, c
-            for e in range(k):
-                row[e] = row[8 + e]
-                for a in range(p):
-                    theta[e, a] = trial[e, a]
-            _errors(scene, k, k * free + 1, matrices[2], vectors[2], errors)
-            goal, m = best + PROOF, k
-            if doubt and step == 0 and k <= MOST:
-                strongest = TRY
-                for e in range(k):
-                    strength, u, v = _clover(s, e, sigma, scene, window, theta[e], row[e])
-                    if strength > strongest:
-                        strongest, which, dx, dy = strength, e, u, v
-                value, y, x, bright = _peak(s, weights, rows, columns, axis.whole(columns))
-                if strongest > TRY:
-                    step = 2
-                    continue
-                if value > LOOKS:
-                    which, step = 0, 1
-                    continue
-        elif step == 1 or step == 2:
-            if converged and high > goal:
-                goal, m = high, c
-                for e in range(m):
-                    row[16 + e] = row[8 + e]
-                    for a in range(p):
-                        winner[e, a] = trial[e, a]
-            if step == 2 and value > LOOKS:
-                which, step = 0, 1
-                continue
-            if m > k:
-                k = m
-                for e in range(k):
-                    row[e] = row[16 + e]
-                    for a in range(p):
-                        theta[e, a] = winner[e, a]
-                step, goal = 0, -np.inf
-                continue
-        else:
+                trial[k, 2] *= 0.5
+                trial[which, 2] *= 0.5
+            else:
+                trial[k, 0], trial[k, 1], trial[k, 2] = left + x, top + y, max(bright, np.float32(20))
+                row[1, k] = min(max(top + y - scene[4] // 2, top), top + rows - scene[4])
+            high, sure, rest = _climb(
+                s, w, scene, limits, light, window, k + 1, trial, row[1], best + PROOF, spare, matrices, vectors
+            )
+            if sure and high > best + PROOF:
+                grown, best, good, excess = True, high, True, rest
+                k += 1
+                _take(trial, row, k, theta)
+                _errors(scene, k, k * free + 1, matrices[2], vectors[2], errors)
+        if not grown:
             break
-        if not doubt or k == 1:
-            break
-        least = 0
+    while doubt and k > 1:  # one less?
+        least, c = 0, 0
         for e in range(1, k):
             if theta[e, 2] * errors[least, 2] < theta[least, 2] * errors[e, 2]:
                 least = e
         if theta[least, 2] > CERTAIN * errors[least, 2]:
             break
-        step, goal = 3, best - PROOF
+        for e in range(k):
+            if e != least:
+                for a in range(p):
+                    trial[c, a] = theta[e, a]
+                row[1, c] = row[0, e]
+                c += 1
+        high, sure, rest = _climb(
+            s, w, scene, limits, light, window, c, trial, row[1], best - PROOF, spare, matrices, vectors
+        )
+        if high < best - PROOF:
+            break
+        k, best, good = c, high, sure
+        _take(trial, row, k, theta)
+        _errors(scene, k, k * free + 1, matrices[2], vectors[2], errors)
     return k, CONVERGED if good else MAX_ITERATIONS
+
+
+@compiled
+def _take(trial, row, k, theta):
+    for e in range(k):
+        row[0, e] = row[1, e]
+        for a in range(theta.shape[1]):
+            theta[e, a] = trial[e, a]
 
 
 @compiled
@@ -545,10 +547,16 @@ def _shine(s, w, scene, theta, sign, model, pad, stride):
     """Add an emitter's light to a frame's model, or take it off."""
     box = scene[4]
     top, left = round(theta[1]) - box // 2, round(theta[0]) - box // 2
+    wide, corner = axis.whole(box), (top + pad) * stride + left + pad
+    if scene[2]:
+        _tables(s, X, left, theta[0], theta[4], box)
+        _tables(s, Y, top, theta[1], theta[4], box)
+        for i in range(box):
+            _brighten(s, X, np.float32(sign * theta[2]) * s[Y + i], model, corner + i * stride, wide)
+        return
     _draw(s, w, scene, theta, 0, top, top, left, box)
-    wide, f = axis.whole(box), np.float32(sign)
     for i in range(box):
-        _brighten(s, IMAGES + i * wide, f, model, (top + i + pad) * stride + left + pad, wide)
+        _brighten(s, IMAGES + i * wide, np.float32(sign), model, corner + i * stride, wide)
 
 
 @fast
@@ -565,11 +573,11 @@ def _lay_out(frame, behind, read, pad, stride, count, on, model):
     for i in range(h):
         q = (i + pad) * stride + pad
         for j in range(w):
-            d, v = frame[i, j], read[i, j]
-            seen = abs(d) < np.float32(1e30)
-            put(count, q + j, max(d + v, np.float32(0)) if seen else np.float32(0))
-            put(on, q + j, np.float32(1) if seen else np.float32(0))
-            put(model, q + j, behind[i, j] + v)
+            put(on, q + j, np.float32(1) if abs(frame[i, j]) < NOWHERE else np.float32(0))
+        for j in range(w):
+            put(count, q + j, max(frame[i, j] + read[i, j], np.float32(0)) if get(on, q + j) > 0 else np.float32(0))
+        for j in range(w):
+            put(model, q + j, behind[i, j] + read[i, j])
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -593,7 +601,7 @@ def _frames(
     s, w = np.zeros(SIZE, np.float32), np.zeros(scratch, np.float32)
     size = (MOST + 1) * len(scene[5]) + 1
     matrices, vectors = np.zeros((3, size, size)), np.zeros((3, size))
-    own, row, slot = np.zeros((4, MOST + 1, p)), np.zeros(24, np.int64), np.zeros(MOST + 1, np.int64)
+    own, row, slot = np.zeros((3, MOST + 1, p)), np.zeros((2, MOST + 1), np.int64), np.zeros(MOST + 1, np.int64)
     errors = np.full((MOST + 2, max(p, size)), np.nan)
     for f in range(begin, end):
         n, cap, first = start[f + 1] - start[f], room[f + 1] - room[f], room[f]
@@ -622,21 +630,27 @@ def _frames(
                     continue
                 left[seed] = False
                 k, window = _group(at, before, seed, 0, left, scene, link, slot, far)
-                todo, fresh = False, False
+                top, edge, rows, columns = window
+                todo, fresh, shone = False, False, False
                 for e in range(k):
                     todo |= dirty[slot[e]]
                     fresh |= young[slot[e]]
-                fresh &= sweep > 0
+                    there[slot[e]] = False
+                for i in range(n):
+                    y, x = at[i, 1] - top, at[i, 0] - edge
+                    shone |= there[i] and -half < y < rows + half and -half < x < columns + half
+                for e in range(k):
+                    there[slot[e]] = True
+                fresh &= sweep > 0 or not shone  # what the others are, comes first
                 if not (todo or fresh):
                     continue
                 for e in range(k):
                     i = slot[e]
                     _shine(s, w, scene, at[i], -1.0, model, pad, stride)
-                    row[e] = round(at[i, 1]) - half
+                    row[0, e] = round(at[i, 1]) - half
                     for a in range(p):
                         own[0, e, a] = at[i, a]
                     own[0, e, background] = at[slot[0], background]
-                top, edge, rows, columns = window
                 corner = (top + pad) * stride + edge + pad
                 _cut(seen, on, model, corner, stride, s, rows, columns, axis.whole(columns))
                 new, status = _settle(
