@@ -134,8 +134,8 @@ def _add(s, image, start, size):
 
 @fast
 def _weigh(s, size):
-    """Weights and residuals; log likelihood without factorials, sums of weights and residuals, excess of chi square."""
-    total = weights = rest = excess = np.float32(0)
+    """Weights and residuals; log likelihood without factorials, sums of weights and residuals."""
+    total = weights = rest = np.float32(0)
     for j in range(size):
         m, x, seen = max(get(s, MEAN + j), DIMMEST), get(s, COUNT + j), get(s, ON + j)
         w = seen / m
@@ -145,8 +145,7 @@ def _weigh(s, size):
         total += seen * (x * log_single(m) - m)
         weights += w
         rest += r
-        excess += r * r * m - seen
-    return total, weights, rest, excess
+    return total, weights, rest
 
 
 @fast
@@ -171,9 +170,9 @@ def _dot(s, a, b, size):
 
 
 @fast
-def _leaf(s, start, box, wide):
-    """The residual's product with xx - yy and xy, and the squares of these under the weights."""
-    t1 = t2 = n1 = n2 = np.float32(0)
+def _leaf(s, start, box, wide, first):
+    """The residual's product with xx - yy and xy, and the squares of these under the weights; chi square, pixels."""
+    t1 = t2 = n1 = n2 = squares = pixels = np.float32(0)
     for i in range(box):
         g, g1, g2 = get(s, Y + i), get(s, Y + TABLE + i), get(s, Y + 2 * TABLE + i)
         row = start + i * wide
@@ -186,7 +185,10 @@ def _leaf(s, start, box, wide):
                 t2 += r * b
                 n1 += w * a * a
                 n2 += w * b * b
-    return t1, t2, n1, n2
+                seen = get(s, ON + row + j) if first <= j < first + box else np.float32(0)
+                squares += seen * r * r * get(s, MEAN + row + j)
+                pixels += seen
+    return t1, t2, n1, n2, squares, pixels
 
 
 @fast
@@ -286,19 +288,19 @@ def _draw(s, w, scene, theta, e, row, top, left, columns):
 
 @compiled
 def _evaluate(s, w, scene, light, window, k, theta, row):
-    """Model, weights and residuals of a group; log likelihood, sums of weights and residuals, excess of chi square."""
+    """Model, weights and residuals of a group; log likelihood, sums of weights and residuals."""
     top, left, rows, columns = window
     wide = axis.whole(columns)
     _lift(s, theta[0, scene[3]], rows * wide)
     for e in range(k):
         _draw(s, w, scene, theta[e], e, row[e], top, left, columns)
         _add(s, IMAGES + e * EMITTER, (row[e] - top) * wide, scene[4] * wide)
-    value, weights, rest, excess = _weigh(s, rows * wide)
+    value, weights, rest = _weigh(s, rows * wide)
     total = np.float64(value)
     for e in range(k):
         far = (theta[e, 2] - light[0]) / light[1]
         total -= 0.5 * (TAILS + 1) * math.log(1 + far * far / TAILS)
-    return total, weights, rest, excess
+    return total, weights, rest
 
 
 @compiled
@@ -331,23 +333,22 @@ def _assemble(s, scene, light, window, k, theta, row, weights, rest, information
 
 @compiled
 def _climb(s, w, scene, limits, light, window, k, theta, row, goal, trial, matrices, vectors):
-    """Move a group to its highest likelihood, if this may be above `goal`; returns it, whether it converged, and the
-    excess of chi square.
+    """Move a group to its highest likelihood, if this may be above `goal`; returns it, and whether it converged.
 
     Leaves there the Cholesky factor of the information, scaled to unit diagonal, and the scale.
     """
     background, free = scene[3], scene[5]
     information, matrix, factor = matrices[0], matrices[1], matrices[2]
     gradient, move, scale = vectors[0], vectors[1], vectors[2]
-    p, best, damping, size, excess = theta.shape[1], -np.inf, 0.0, 0, 0.0
+    p, best, damping, size = theta.shape[1], -np.inf, 0.0, 0
     for e in range(k):
         for a in range(p):
             trial[e, a] = theta[e, a]
     for count in range(STEPS):
-        value, weights, rest, squares = _evaluate(s, w, scene, light, window, k, trial, row)
+        value, weights, rest = _evaluate(s, w, scene, light, window, k, trial, row)
         better = count == 0 or value >= best - 1e-6 * abs(best)
         if better:
-            best, excess = value, squares
+            best = value
             for e in range(k):
                 for a in range(p):
                     theta[e, a] = trial[e, a]
@@ -380,8 +381,8 @@ def _climb(s, w, scene, limits, light, window, k, theta, row, goal, trial, matri
             for e in range(k):
                 for a in range(p):
                     theta[e, a] = trial[e, a]
-            return best + 0.5 * decrement, True, excess
-    return best, False, excess
+            return best + 0.5 * decrement, True
+    return best, False
 
 
 @compiled
@@ -407,19 +408,23 @@ def _errors(scene, k, size, factor, scale, errors):
 
 @compiled
 def _clover(s, e, sigma, scene, window, theta, row):
-    """Strength of an emitter's clover leaf in standard deviations, and the shift (x, y) of each half along its axis."""
+    """Strength of an emitter's clover leaf in standard deviations, the shift (x, y) of each half along its axis, and
+    chi square of its box in standard deviations.
+    """
     top, left, _, columns = window
     _waves(s, X, left, theta[0], sigma, columns)
     _waves(s, Y, row, theta[1], sigma, scene[4])
     wide = axis.whole(columns)
-    t1, t2, n1, n2 = _leaf(s, (row - top) * wide, scene[4], wide)
+    first = min(max(round(theta[0]) - scene[4] // 2 - left, 0), columns - scene[4])
+    t1, t2, n1, n2, squares, pixels = _leaf(s, (row - top) * wide, scene[4], wide, first)
+    excess = (squares - pixels) / math.sqrt(2 * pixels + 1)
     if not (n1 > 0 and n2 > 0):
-        return 0.0, 0.0, 0.0
+        return 0.0, 0.0, 0.0, excess
     unit = 2 * math.pi * sigma**4  # of the second derivatives, in place of the density's
     a, b = 4 * t1 / n1 * unit, 2 * t2 / n2 * unit
     far = min(max(math.sqrt(math.hypot(a, b) / max(theta[2], 1.0)), 0.3 * sigma), 1.2 * sigma)
     angle = 0.5 * math.atan2(b, a)
-    return math.sqrt(t1 * t1 / n1 + t2 * t2 / n2), far * math.cos(angle), far * math.sin(angle)
+    return math.sqrt(t1 * t1 / n1 + t2 * t2 / n2), far * math.cos(angle), far * math.sin(angle), excess
 
 
 @compiled
@@ -430,14 +435,15 @@ def _settle(s, w, scene, limits, light, window, sigma, weights, k, own, row, err
     """
     theta, trial, spare = own[0], own[1], own[2]
     p, free, (top, left, rows, columns) = theta.shape[1], len(scene[5]), window
-    best, good, excess = _climb(
+    best, good = _climb(
         s, w, scene, limits, light, window, k, theta, row[0], -np.inf, spare, matrices, vectors
     )  # fmt: skip
     _errors(scene, k, k * free + 1, matrices[2], vectors[2], errors)
     while doubt and k <= MOST:  # one more?
-        strongest, which, dx, dy = 0.0, 0, 0.0, 0.0
+        strongest, which, dx, dy, excess = 0.0, 0, 0.0, 0.0, 0.0
         for e in range(k):
-            strength, u, v = _clover(s, e, sigma, scene, window, theta[e], row[0, e])
+            strength, u, v, more = _clover(s, e, sigma, scene, window, theta[e], row[0, e])
+            excess = max(excess, more)
             if strength > strongest:
                 strongest, which, dx, dy = strength, e, u, v
         grown = False
@@ -447,7 +453,7 @@ def _settle(s, w, scene, limits, light, window, sigma, weights, k, own, row, err
             y = x = 0
             bright = np.float32(0)
             if not split:
-                if excess < DOUBT * math.sqrt(2.0 * rows * columns):
+                if excess < DOUBT:
                     continue
                 if strongest > TRY:
                     _evaluate(s, w, scene, light, window, k, theta, row[0])
@@ -468,11 +474,11 @@ def _settle(s, w, scene, limits, light, window, sigma, weights, k, own, row, err
             else:
                 trial[k, 0], trial[k, 1], trial[k, 2] = left + x, top + y, max(bright, np.float32(20))
                 row[1, k] = min(max(top + y - scene[4] // 2, top), top + rows - scene[4])
-            high, sure, rest = _climb(
+            high, sure = _climb(
                 s, w, scene, limits, light, window, k + 1, trial, row[1], best + PROOF, spare, matrices, vectors
             )
             if sure and high > best + PROOF:
-                grown, best, good, excess = True, high, True, rest
+                grown, best, good = True, high, True
                 k += 1
                 _take(trial, row, k, theta)
                 _errors(scene, k, k * free + 1, matrices[2], vectors[2], errors)
@@ -491,7 +497,7 @@ def _settle(s, w, scene, limits, light, window, sigma, weights, k, own, row, err
                     trial[c, a] = theta[e, a]
                 row[1, c] = row[0, e]
                 c += 1
-        high, sure, rest = _climb(
+        high, sure = _climb(
             s, w, scene, limits, light, window, c, trial, row[1], best - PROOF, spare, matrices, vectors
         )
         if high < best - PROOF:
@@ -764,7 +770,7 @@ def fit(
     theta[:, 2] = np.maximum(theta[:, 2], 1)
     fixed, fixed_start = rows(starts[:0] if others is None else others)
     had = np.diff(start)
-    room = np.concatenate([[0], np.cumsum(had + had // 4 + 4 * (had > 0))])
+    room = np.concatenate([[0], np.cumsum(2 * had + 4 * (had > 0))])
     out, count = np.full((room[-1], 2 * p + 3), np.nan), np.zeros(n, np.int64)
     read = np.ascontiguousarray(np.broadcast_to(np.asarray(variance, np.float32), frames.shape[1:]))
     frames, behind = (np.ascontiguousarray(v, np.float32) for v in (frames, behind))
