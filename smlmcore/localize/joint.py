@@ -11,8 +11,9 @@ beside one that has moved again.  What photons an emitter usually has may count 
 
 Is there one emitter more?  Two that were taken for one leave a residual like a clover leaf: of the PSF's second
 derivatives, xx - yy and xy, to which brightness, position and an error of the width are orthogonal.  Where these are
-TRY standard deviations strong, the emitter is split along their axis; where the residual has a peak of LOOKS, one is
-added there.  Either stays if the likelihood gains PROOF nats, and an emitter that is not CERTAIN goes if it brings less.
+TRY standard deviations strong, the emitter is split along their axis; where the residual has a peak of LOOKS, APART from
+all others, one is added there.  Either stays if the likelihood gains PROOF nats, and an emitter that is not CERTAIN goes
+if it brings less.
 
 Everything of a frame stays in the second cache.  Images are strips of pixels in rows of whole vectors, at offsets in
 one flat array that are known to the compiler, so that all loops over them become vectors.  Floor, for an emitter in 9²
@@ -52,6 +53,7 @@ TAILS = 4.0  # degrees of freedom of the t distribution of photons: a bead is no
 LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e6
 NOWHERE = np.float32(1e12)  # variance of a pixel that says nothing
 DOUBT = 0.7  # standard deviations of chi square from which on a peak is looked for
+APART = 3.0  # widths between this and all others: what is nearer is a matter of the clover leaf
 DIMMEST = np.float32(0.01)  # mean of a pixel
 BLOCK = 16  # frames that a thread takes at a time
 CONVERGED, MAX_ITERATIONS, SINGULAR = int(Status.converged), int(Status.max_iterations), int(Status.singular)
@@ -79,7 +81,7 @@ get, put = axis.get, axis.put
 
 @fast
 def _tables(s, table, first, centre, sigma, size):
-    """Integrals of a normal density over `size` pixels from `first`, and their derivatives to the centre; then zeros."""
+    """Integrals of a normal density over `size` pixels from `first` and their derivatives to the centre; then zeros."""
     q = np.float32(1) / np.float32(sigma)
     density, shift = q * np.float32(0.3989422804014327), np.float32(first - 0.5 - centre)
     for v in range(0, size, L):
@@ -458,7 +460,10 @@ def _settle(s, w, scene, limits, light, window, sigma, weights, k, own, row, err
                 if strongest > TRY:
                     _evaluate(s, w, scene, light, window, k, theta, row[0])
                 value, y, x, bright = _peak(s, weights, rows, columns, axis.whole(columns))
-                if value < LOOKS:
+                apart = np.inf
+                for e in range(k):
+                    apart = min(apart, math.hypot(theta[e, 0] - left - x, theta[e, 1] - top - y))
+                if value < LOOKS or apart < APART * sigma:
                     continue
             for e in range(k + 1):
                 for a in range(p):
@@ -789,9 +794,7 @@ def fit(
     )  # fmt: skip
 
 
-def clovers(
-    images: np.ndarray, noise: np.ndarray, theta: np.ndarray, psf: PSF, sigma: float
-) -> np.ndarray:
+def clovers(images: np.ndarray, noise: np.ndarray, theta: np.ndarray, psf: PSF, sigma: float) -> np.ndarray:
     """Strength of the clover leaf in `images` (n, box, box) of one emitter each, at `theta` (n, p) of `psf`."""
     names, scene, scratch = _scene(psf, images.shape[1])
     theta = np.concatenate([theta, np.full((len(theta), len(names) - theta.shape[1]), sigma)], 1)
