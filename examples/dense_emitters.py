@@ -16,11 +16,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from smlmcore import data, localize
+from smlmcore.localize import joint
 from smlmcore.localize.background import background
 from smlmcore.localize.learn import learn
 from smlmcore.localize.network import Network, general
 from smlmcore.localize.prior import Prior
-from smlmcore.localize.refine import refine
 from smlmcore.psf import Gaussian2D
 
 parser = argparse.ArgumentParser(description=__doc__)
@@ -82,9 +82,9 @@ for ax, per_frame in zip(figure.subplots(1, 2), (60, 164), strict=True):
     tables = {}
     for name, network in (("learned here", own), ("of the package", general())):
         found = network.find(images, behind, sigma=sigma)
-        frame, rows = refine(images, found, behind, sigma=sigma, light=light)
+        fitted = joint.fit(images, found, behind, sigma=sigma, light=light)
         tables[f"network {name}"] = found
-        tables[f"network {name}, refined"] = data.table(frame=frame, x=rows[:, 0], y=rows[:, 1])
+        tables[f"network {name}, refined"] = data.table(frame=fitted.frame, x=fitted.theta[:, 0], y=fitted.theta[:, 1])
     tables["Picasso"] = picasso(images, truth)
     for name, table in tables.items():
         s = None if table is None else localize.score(table, truth, 0.1)["250"]

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from scipy.spatial import cKDTree
 
 from smlmcore import data, localize
+from smlmcore.localize import joint
 from smlmcore.localize.learn import learn
 from smlmcore.localize.network import Network
 from smlmcore.localize.prior import Prior
-from smlmcore.localize.refine import refine
 from smlmcore.psf import Gaussian2D
 
 parser = argparse.ArgumentParser(description=__doc__)
@@ -53,8 +53,8 @@ seconds = time.perf_counter() - start
 # find, then refine
 start = time.perf_counter()
 found = network.find(images, background, sigma=sigma)
-frame, rows = refine(images, found, np.full((1, *shape), background, np.float32), sigma=sigma, light=(2000.0, 200.0))
-refined = data.table(frame=frame, x=rows[:, 0], y=rows[:, 1], photons=rows[:, 2])
+fitted = joint.fit(images, found, np.full((1, *shape), background, np.float32), sigma=sigma, light=(2000.0, 200.0))
+refined = data.table(frame=fitted.frame, **dict(zip(("x", "y", "photons"), fitted.theta[:, :3].T, strict=True)))
 rate = count / (time.perf_counter() - start)
 
 at = np.stack([1000.0 * truth["frame"], truth["x"], truth["y"]], 1)

@@ -8,14 +8,13 @@ from smlmcore import data, localize, psf
 from smlmcore.autograd import Tensor
 from smlmcore.camera import Camera
 from smlmcore.cli import main
-from smlmcore.localize import finder
+from smlmcore.localize import finder, joint
 from smlmcore.localize.believe import believe
 from smlmcore.localize.chunks import localize_frames
 from smlmcore.localize.learn import learn, prior_of
 from smlmcore.localize.learned import fit_learned
 from smlmcore.localize.network import CELL, Network, general
 from smlmcore.localize.prior import Prior
-from smlmcore.localize.refine import refine
 from smlmcore.localize.run import run
 from smlmcore.loss import Mixture
 from smlmcore.mapper.mixture import components, peaks
@@ -171,7 +170,7 @@ def test_network_files(tmp_path):
         Network.load(tmp_path / "d.npz")
 
 
-# ---------------------------------------------------------------- the refinement
+# ---------------------------------------------------------------- joint fits
 
 
 def test_refined_errors_are_true_and_single_emitters_stay_single():
@@ -180,18 +179,18 @@ def test_refined_errors_are_true_and_single_emitters_stay_single():
     values = {"x": x, "y": y, "photons": np.full(n, 1500.0), "background": np.full(n, 8.0)}
     frames = rng.poisson(psf.Gaussian2D(1.3).render(values, (17, 19))).astype(np.float32)
     starts = data.table(frame=np.arange(n), x=x + 0.3, y=y - 0.3, photons=np.full(n, 1000.0))
-    frame, rows = refine(frames, starts, np.full((1, 17, 19), 8.0), 0.0, 1.3)
-    assert len(rows) <= n + 1  # one of a thousand is split by chance
-    rows, kept = rows[np.unique(frame, return_index=True)[1]], np.unique(frame)
+    fitted = joint.fit(frames, starts, np.full((1, 17, 19), 8.0), 0.0, 1.3)
+    assert len(fitted) <= n + 1  # one of a thousand is split by chance
+    first = fitted.rows(np.unique(fitted.frame, return_index=True)[1])
     for k, true in enumerate((x, y)):
-        z = (rows[:, k] - true[kept]) / rows[:, 4 + k]
+        z = (first.theta[:, k] - true[first.frame]) / first.errors[:, k]
         assert abs(np.sqrt((z**2).mean()) - 1) < 4 / np.sqrt(2 * n)
-    assert abs((rows[:, 2] - 1500).mean()) < 4 * rows[:, 6].mean() / np.sqrt(n)
-    chi2 = (rows[:, 8] / rows[:, 9]).mean()
+    assert abs((first.theta[:, 2] - 1500).mean()) < 4 * first.errors[:, 2].mean() / np.sqrt(n)
+    chi2 = (first.chi2 / 81).mean()
     assert abs(chi2 - (1 - 4 / 81)) < 4 * np.sqrt(2 / 81 / n)
     # a PSF a tenth wider than thought is not two emitters
     wide = rng.poisson(psf.Gaussian2D(1.43).render(values, (17, 19))).astype(np.float32)
-    assert len(refine(wide, starts, np.full((1, 17, 19), 8.0), 0.0, 1.3)[1]) <= 1.02 * n
+    assert len(joint.fit(wide, starts, np.full((1, 17, 19), 8.0), 0.0, 1.3)) <= 1.02 * n
 
 
 def test_two_that_were_taken_for_one():
@@ -203,34 +202,33 @@ def test_two_that_were_taken_for_one():
     frames = rng.poisson(psf.Gaussian2D().render(values, (17, 18))).astype(np.float32)
     starts = data.table(frame=np.arange(n), x=middle[0], y=middle[1], photons=np.full(n, 4000.0))
     truth = data.table(frame=np.repeat(np.arange(n), 2), x=at[0].ravel(), y=at[1].ravel())
-    frame, rows = refine(frames, starts, np.full((1, 17, 18), 10.0), 0.0, 1.3)
-    table = data.table(frame=frame, x=rows[:, 0], y=rows[:, 1])
+    fitted = joint.fit(frames, starts, np.full((1, 17, 18), 10.0), 0.0, 1.3)
+    table = found(fitted)
     assert localize.score(table, truth, 0.1)["250"]["jaccard"] > 0.97
     # the bound with both unknown
     i, j = localize.match(table, truth, 2.5)
-    both = np.isin(frame[i], np.flatnonzero(np.bincount(frame) == 2))
-    z = ((table["x"][i] - truth["x"][j]) / rows[i, 4])[both]
+    both = np.isin(fitted.frame[i], np.flatnonzero(np.bincount(fitted.frame) == 2))
+    z = ((table["x"][i] - truth["x"][j]) / fitted.errors[i, 0])[both]
     assert 0.8 < np.sqrt((z**2).mean()) < 1.2
-    known = refine(frames, starts, np.full((1, 17, 18), 10.0), 0.0, 1.3, light=(2000.0, 100.0))
-    better = data.table(frame=known[0], x=known[1][:, 0], y=known[1][:, 1])
+    better = found(joint.fit(frames, starts, np.full((1, 17, 18), 10.0), 0.0, 1.3, light=(2000.0, 100.0)))
     assert localize.score(better, truth, 0.1)["250"]["rmse"] < localize.score(table, truth, 0.1)["250"]["rmse"]
 
 
-def test_refine_odd_input():
+def test_joint_fits_of_odd_input():
     rng = np.random.default_rng(4)
     frames, truth = frames_of(rng, 3, (21, 34), 5)
     behind = np.full((1, 21, 34), 10.0)
-    assert refine(frames, truth[:0], behind)[1].shape == (0, 11)
+    assert joint.fit(frames, truth[:0], behind).theta.shape == (0, 5)
     frames[:, 5:9, 7:12] = np.nan
-    assert np.isfinite(refine(frames, truth, behind)[1][:, :3]).all()
+    assert np.isfinite(joint.fit(frames, truth, behind).theta).all()
     beyond = data.table(frame=[1], x=[-40.0], y=[900.0], photons=[100.0])
-    assert len(refine(frames, beyond, behind)[1]) <= 1
+    assert len(joint.fit(frames, beyond, behind)) <= 1
     bead = {"x": [15.2], "y": [10.1], "photons": [60_000.0], "background": [10.0]}
     bright = rng.poisson(psf.Gaussian2D(1.3).render(bead, (21, 34))).astype(np.float32)
     start = data.table(frame=[0], x=[15.0], y=[10.0], photons=[2000.0])
-    rows = refine(bright, start, behind, light=(2000.0, 500.0))[1]
-    assert len(rows) == 1
-    assert rows[0, 2] == pytest.approx(60_000, rel=0.03)
+    one = joint.fit(bright, start, behind, light=(2000.0, 500.0))
+    assert len(one) == 1
+    assert one.theta[0, 2] == pytest.approx(60_000, rel=0.03)
 
 
 # ---------------------------------------------------------------- in a run

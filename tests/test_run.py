@@ -172,8 +172,9 @@ def test_any_psf_and_no_peak_at_all():
     assert localize.score(table, truth, 0.1)["250"]["recall"] > 0.9
     assert len(localize_frames(np.full((3, 16, 16), 2.0))) == 0
     assert len(localize_frames(np.zeros((0, 16, 16)))) == 0
-    peaks = finder.find(frames, background(frames, 1.0), 1.0)
-    one, two = (fit_peaks(frames, peaks, MODEL, 1.0, threads=t) for t in (1, None))
+    behind = background(frames, 1.0)
+    peaks = finder.find(frames, behind, 1.0)
+    one, two = (fit_peaks(frames, behind, peaks, MODEL, 1.0, threads=t) for t in (1, None))
     assert np.array_equal(one.theta, two.theta)
 
 

@@ -166,7 +166,7 @@ def localize_frames(
 ) -> np.ndarray:
     """All molecules in `frames` (n, h, w) of photoelectrons: a table, sorted by frame, y, x.
 
-    With a `network`, it is asked about what one emitter does not explain, or `everywhere`; `light`: see `refine`.
+    With a `network`, it is asked about what one emitter does not explain, or `everywhere`; `light`: see `joint`.
 
     >>> rng = np.random.default_rng(0)
     >>> one = {"x": [9.3], "y": [7.6], "photons": [3000.0], "background": [5.0], "sigma": [1.3]}
@@ -184,7 +184,7 @@ def localize_frames(
     box = box or box_of(sigma)
     if network is not None:
         return as_table(fit_learned(network, frames, behind, peaks, psf, variance, sigma, box, light), psf)
-    return as_table(fit_peaks(frames, peaks, psf, variance, sigma, box), psf)
+    return as_table(fit_peaks(frames, behind, peaks, psf, variance, sigma, box), psf)
 
 
 def network_of(plan: Plan) -> Network | None:

@@ -1,685 +1,823 @@
-"""Joint fits of overlapping emitters, frame by frame, compiled: nothing of a frame leaves the processor's cache.
+"""Emitters of whole frames fitted together: those that overlap in one step, the others in turn, with the number open.
 
-The emitters of a frame fall into groups of neighbours, of at most `GROUP`; a group has one background and is fitted as
-a whole by damped Fisher scoring on the pixels of all its boxes, the light of emitters beyond it taken as it is:
+The mean of a pixel is the background, the light of all emitters and, for emitters within LINK widths of each other,
+directly or through others, one offset of the background.  Such a group of at most MOST is moved by damped Fisher
+scoring on the pixels around it while all others stand still,
 
     (F + lambda diag F) d = g,   F = sum w (dmu/da)(dmu/db),   w = 1 / (mu + v),   g = sum (x w - 1) (dmu/da)
 
-with the read-noise variance v and x = max(data + v, 0), as in `fit.mle`.  Each group then looks for one emitter more,
-at the peak of its residual or as one of its emitters split in two, for as long as twice the log likelihood grows by
-`GAIN`, and for one less, as long as it falls by less (a likelihood-ratio test, near to Schwarz's criterion for three
-parameters and the pixels of two boxes).  Groups next to one that has changed are fitted again.
+with the read-noise variance v and x = max(data + v, 0), as in `fit.mle`; the groups of a frame take turns, and those
+beside one that has moved again.  What photons an emitter usually has may count as an observation.
+
+Is there one emitter more?  Two that were taken for one leave a residual like a clover leaf: of the PSF's second
+derivatives, xx - yy and xy, to which brightness, position and an error of the width are orthogonal.  Where these are
+TRY standard deviations strong, the emitter is split along their axis; where the residual has a peak of LOOKS, APART from
+all others, one is added there.  Either stays if the likelihood gains PROOF nats, and an emitter that is not CERTAIN goes
+if it brings less.
+
+Everything of a frame stays in the second cache.  Images are strips of pixels in rows of whole vectors, at offsets in
+one flat array that are known to the compiler, so that all loops over them become vectors.  Floor, for an emitter in 9²
+pixels: 9 vectors of 16 float32, some 35 operations each for model, weight and logarithm, 17 sums over them for the
+information, and a system of 4, some 800 cycles or 0.2 µs for each step.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numba
 import numpy as np
 
-from ..fit.generic import call_psf
-from ..fit.numbers import cholesky, dot, log_single, multiply, poisson_term, solve
+from ..fit.generic import call_psf, callback
+from ..fit.numbers import cholesky, locked, log_single, poisson_term, solve
 from ..fit.result import Status
-from ..psf import axis
+from ..psf import Gaussian2D, axis
+from ..psf.base import PSF
+from .emitters import Emitters
+from .finder import taps
 
-GROUP = 6  # emitters that are fitted together
-GAIN = 18.0  # twice the log likelihood that an emitter must bring
-LOOKS = 3.0  # standard deviations of the residual's peak from which on an emitter is tried there
-DOUBT = 0.7  # standard deviations of chi square from which on a group is looked at for more emitters
-SWEEPS = 3  # over the groups of a frame
-ITERATIONS = 30
-HOPE = 1.5  # a fit gives up where thrice the gain that a step promises would not be enough
-TOLERANCE = 0.3  # standard errors that the last step may make
+MOST = 5  # emitters of a group
+LINK = 4.0  # widths
+SWEEPS = 4  # over the groups of a frame: all by themselves, then with doubts about their number
+STEPS = 30  # of a group at a time
+ENOUGH = 0.3  # standard errors that the last step may make
 STILL = 0.2  # standard errors: what moves by less leaves its neighbours alone
-LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e6
-BLOCK = 16  # frames that a thread takes at a time
+TRY, LOOKS, PROOF = 3.0, 3.0, 8.0
+HOPE = 1.5  # a trial ends where thrice the gain that a step promises would not be enough
 CERTAIN = 8.0  # photons over their standard error above which an emitter in a group is not in doubt
-FIT, ADD, SPLIT, FEWER, LAST = range(5)  # steps of a group
+WEAK = 2.0  # the same for any emitter, below which it is no more than noise
+TAILS = 4.0  # degrees of freedom of the t distribution of photons: a bead is no crowd of molecules
+LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e6
+NOWHERE = np.float32(1e12)  # variance of a pixel that says nothing
+DOUBT = 0.7  # standard deviations of chi square from which on a peak is looked for
+APART = 3.0  # widths between this and all others: what is nearer is a matter of the clover leaf
+DIMMEST = np.float32(0.01)  # mean of a pixel
+BLOCK = 16  # frames that a thread takes at a time
 CONVERGED, MAX_ITERATIONS, SINGULAR = int(Status.converged), int(Status.max_iterations), int(Status.singular)
 
+# Offsets in the flat array; odd multiples of a vector, so that images do not fall on the same lines of the cache.
+L = axis.LANES
+WINDOW, STRIP, TABLE = 515 * L, 131 * L, 17 * L  # pixels of a group, of an emitter's rows, of an axis
+MARGIN = 2 * L  # pixels beside a line that is filtered
+COUNT, ON, BASE, MEAN, WEIGHT, REST, ACROSS, SQUARE = (i * WINDOW for i in range(8))
+EDGES = 8 * WINDOW
+X, Y = EDGES + 2 * TABLE, EDGES + 5 * TABLE  # three tables each
+PRODUCTS = EDGES + 8 * TABLE
+FREE = 8  # parameters of an emitter, at most
+IMAGES = PRODUCTS + FREE * STRIP
+EMITTER = (FREE + 1) * STRIP  # of each: its light, then the derivatives
+SIZE = IMAGES + (MOST + 1) * EMITTER
+
 compiled = numba.njit(cache=True, error_model="numpy")
-fast = numba.njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
+fast = numba.njit(cache=True, error_model="numpy", fastmath=axis.FAST)
+get, put = axis.get, axis.put
+
+
+# ---------------------------------------------------------------- vectors
 
 
 @fast
-def _set(a, value, size):
+def _tables(s, table, first, centre, sigma, size):
+    """Integrals of a normal density over `size` pixels from `first` and their derivatives to the centre; then zeros."""
+    q = np.float32(1) / np.float32(sigma)
+    density, shift = q * np.float32(0.3989422804014327), np.float32(first - 0.5 - centre)
+    for v in range(0, size, L):
+        for j in range(v, v + L):  # both edges of a pixel: a neighbour's would have to go through memory
+            u = (np.float32(j) + shift) * q
+            (left, low), (right, high) = axis.edge(u), axis.edge(u + q)
+            put(s, table + j, right - left if j < size else np.float32(0))
+            put(s, table + TABLE + j, (low - high) * density if j < size else np.float32(0))
+
+
+@fast
+def _waves(s, table, first, centre, sigma, size):
+    """exp(-u² / 2), and this times u and u², for u the distance from the centre in widths; zeros after `size`."""
+    q, shift = np.float32(1) / np.float32(sigma), np.float32(first - centre)
+    for v in range(0, size, L):
+        for j in range(v, v + L):
+            u = (np.float32(j) + shift) * q
+            g = axis.edge(u)[1] if j < size else np.float32(0)
+            put(s, table + j, g)
+            put(s, table + TABLE + j, u * g)
+            put(s, table + 2 * TABLE + j, u * u * g)
+
+
+@fast
+def _gaussian(s, image, photons, box, wide):
+    """Light and derivatives to x, y, photons from the tables."""
+    n = np.float32(photons)
+    for i in range(box):
+        a, p = get(s, Y + i), n * get(s, Y + TABLE + i)
+        na, row = n * a, image + i * wide
+        for v in range(0, wide, L):
+            for j in range(v, v + L):
+                b = get(s, X + j)
+                put(s, row + j, na * b)
+                put(s, row + STRIP + j, na * get(s, X + TABLE + j))
+                put(s, row + 2 * STRIP + j, p * b)
+                put(s, row + 3 * STRIP + j, a * b)
+
+
+@fast
+def _lift(s, offset, size):
+    b = np.float32(offset)
     for j in range(size):
-        axis.put(a, j, value)
+        put(s, MEAN + j, get(s, BASE + j) + b)
 
 
 @fast
-def _clear(a, start, columns):
-    for j in range(start, start + columns):
-        axis.put(a, j, np.float32(0))
+def _add(s, image, start, size):
+    for j in range(size):
+        put(s, MEAN + start + j, get(s, MEAN + start + j) + get(s, image + j))
 
 
 @fast
-def _image(address, constants, gaussian, theta, background, row, column, box, img, w):
-    """Value and derivatives of an emitter in its box at (row, column): img[0] and img[1 + a], in rows of `wide`."""
-    wide, real = axis.whole(box), img.dtype.type
+def _weigh(s, size):
+    """Weights and residuals; log likelihood without factorials, sums of weights and residuals."""
+    total = weights = rest = np.float32(0)
+    for j in range(size):
+        m, x, seen = max(get(s, MEAN + j), DIMMEST), get(s, COUNT + j), get(s, ON + j)
+        w = seen / m
+        r = x * w - seen
+        put(s, WEIGHT + j, w)
+        put(s, REST + j, r)
+        total += seen * (x * log_single(m) - m)
+        weights += w
+        rest += r
+    return total, weights, rest
+
+
+@fast
+def _product(s, image, start, out, size):
+    """A derivative times the weights; its sum, and that of derivative times residual."""
+    total = gradient = np.float32(0)
+    for j in range(size):
+        a = get(s, image + j)
+        b = a * get(s, WEIGHT + start + j)
+        put(s, out + j, b)
+        total += b
+        gradient += a * get(s, REST + start + j)
+    return total, gradient
+
+
+@fast
+def _dot(s, a, b, size):
+    total = np.float32(0)
+    for j in range(size):
+        total += get(s, a + j) * get(s, b + j)
+    return total
+
+
+@fast
+def _leaf(s, start, box, wide, first):
+    """The residual's product with xx - yy and xy, and the squares of these under the weights; chi square, pixels."""
+    t1 = t2 = n1 = n2 = squares = pixels = np.float32(0)
+    for i in range(box):
+        g, g1, g2 = get(s, Y + i), get(s, Y + TABLE + i), get(s, Y + 2 * TABLE + i)
+        row = start + i * wide
+        for v in range(0, wide, L):
+            for j in range(v, v + L):
+                a = g * get(s, X + 2 * TABLE + j) - g2 * get(s, X + j)
+                b = g1 * get(s, X + TABLE + j)
+                r, w = get(s, REST + row + j), get(s, WEIGHT + row + j)
+                t1 += r * a
+                t2 += r * b
+                n1 += w * a * a
+                n2 += w * b * b
+                seen = get(s, ON + row + j) if first <= j < first + box else np.float32(0)
+                squares += seen * r * r * get(s, MEAN + row + j)
+                pixels += seen
+    return t1, t2, n1, n2, squares, pixels
+
+
+@fast
+def _peak(s, weights, rows, columns, wide):
+    """Matched filter over the residual: its largest value in units of noise, where it is, its photons."""
+    reach, line = len(weights) - 1, EDGES + MARGIN
+    best, place, light = np.float32(0), 0, np.float32(0)
+    for j in range(2 * TABLE):
+        put(s, EDGES + j, np.float32(0))
+    for r in range(rows):  # along the rows
+        row = r * wide
+        for v in range(0, wide, L):
+            for j in range(v, v + L):
+                put(s, line + j, get(s, REST + row + j))
+                put(s, line + TABLE + j, get(s, WEIGHT + row + j))
+                put(s, ACROSS + row + j, np.float32(0))
+                put(s, SQUARE + row + j, np.float32(0))
+        for q in range(-reach, reach + 1):
+            c = weights[abs(q)]
+            for v in range(0, wide, L):
+                for j in range(v, v + L):
+                    put(s, ACROSS + row + j, get(s, ACROSS + row + j) + c * get(s, line + j + q))
+                    put(s, SQUARE + row + j, get(s, SQUARE + row + j) + c * c * get(s, line + TABLE + j + q))
+    for r in range(rows):  # and down
+        for v in range(0, wide, L):
+            for j in range(v, v + L):
+                put(s, line + j, np.float32(0))
+                put(s, line + TABLE + j, np.float32(1e-30))
+        for q in range(max(-reach, -r), min(reach, rows - 1 - r) + 1):
+            c, row = weights[abs(q)], (r + q) * wide
+            for v in range(0, wide, L):
+                for j in range(v, v + L):
+                    put(s, line + j, get(s, line + j) + c * get(s, ACROSS + row + j))
+                    put(s, line + TABLE + j, get(s, line + TABLE + j) + c * c * get(s, SQUARE + row + j))
+        for j in range(columns):
+            a, b = get(s, line + j), get(s, line + TABLE + j)
+            if a > 0 and a * a > best * best * b and get(s, ON + r * wide + j) > 0:
+                best, place, light = a / math.sqrt(b), r * wide + j, a / b
+    return best, place // wide, place % wide, light
+
+
+@fast
+def _cut(count, on, model, first, stride, s, rows, columns, wide):
+    """The pixels of a window that begins at `first` of a frame."""
+    for i in range(rows):
+        q, row = first + i * stride, i * wide
+        for v in range(0, wide, L):
+            for j in range(v, v + L):
+                put(s, COUNT + row + j, get(count, q + j))
+                put(s, BASE + row + j, get(model, q + j))
+                put(s, ON + row + j, get(on, q + j) if j < columns else np.float32(0))
+
+
+@fast
+def _judge(s, size):
+    """Log likelihood and chi square of the window."""
+    likelihood = squares = np.float32(0)
+    for j in range(size):
+        m, x, seen = max(get(s, MEAN + j), DIMMEST), get(s, COUNT + j), get(s, ON + j)
+        likelihood += seen * poisson_term(x, m)
+        squares += seen * (x - m) * (x - m) / m
+    return likelihood, squares
+
+
+# ---------------------------------------------------------------- a group
+
+
+@compiled
+def _draw(s, w, scene, theta, e, row, top, left, columns):
+    """Light and derivatives of emitter e of a group in the rows of its box."""
+    address, constants, gaussian, background, box, free = scene
+    wide, image = axis.whole(columns), IMAGES + e * EMITTER
     if gaussian:
-        across, down = 0, 3 * wide
-        edges = 6 * wide
-        n, s = theta[2], theta[4]
-        axis.slopes(w, across, edges, 0, theta[0] - real(column), s, box)
-        axis.slopes(w, down, edges, 0, theta[1] - real(row), s, box)
-        value, dx, dy, dn, ds = img[0], img[1], img[2], img[3], img[5]
-        for i in range(box):
-            e, e_c, e_s = (
-                n * axis.get(w, down + i),
-                n * axis.get(w, down + wide + i),
-                n * axis.get(w, down + 2 * wide + i),
-            )
-            one = axis.get(w, down + i)
-            for j in range(wide):
-                a, a_s = axis.get(w, across + j), axis.get(w, across + 2 * wide + j)
-                axis.put(value, i * wide + j, e * a)
-                axis.put(dx, i * wide + j, e * axis.get(w, across + wide + j))
-                axis.put(dy, i * wide + j, e_c * a)
-                axis.put(dn, i * wide + j, one * a)
-                axis.put(ds, i * wide + j, e * a_s + e_s * a)
+        _tables(s, X, left, theta[0], theta[4], columns)
+        _tables(s, Y, row, theta[1], theta[4], box)
+        _gaussian(s, image, theta[2], box, wide)
         return
-    p = len(theta)
-    local = w[:p]
+    p, size = len(theta), box * box
+    own, column = w[:p], min(max(round(theta[0]) - box // 2, left), left + columns - box)
     for a in range(p):
-        local[a] = theta[a]
-    local[0] -= real(column)
-    local[1] -= real(row)
-    local[background] = real(0)
-    size = box * box
+        own[a] = theta[a]
+    own[0] -= np.float32(column)
+    own[1] -= np.float32(row)
+    own[background] = np.float32(0)
     value, partials = w[p : p + size].reshape(box, box), w[p + size : p + size + p * size].reshape(p, box, box)
-    call_psf(address, local, constants, value, partials, w[p + size + p * size :], box, box)
+    call_psf(address, own, constants, value, partials, w[p + size + p * size :], box, box)
+    for j in range(box * wide):
+        for c in range(len(free) + 1):
+            s[image + c * STRIP + j] = 0
     for i in range(box):
         for j in range(box):
-            img[0, i * wide + j] = value[i, j]
-            for a in range(p):
-                img[1 + a, i * wide + j] = partials[a, i, j]
-
-
-@fast
-def _weigh(count, var, on, mu, weight, residual, start, columns):
-    """Weights and residuals of a row of pixels; returns its log likelihood without factorials."""
-    total, get, put = np.float32(0), axis.get, axis.put
-    for j in range(start, start + columns):
-        m, x, seen = get(mu, j) + get(var, j), get(count, j), get(on, j)
-        inverse = seen / m
-        put(weight, j, inverse)
-        put(residual, j, x * inverse - seen)
-        total += seen * (x * log_single(m) - m)
-    return total
-
-
-@fast
-def _lift(base, b, mu, start, columns):
-    for j in range(start, start + columns):
-        axis.put(mu, j, axis.get(base, j) + b)
-
-
-@fast
-def _add(value, mu, start, stride, box, wide):
-    for i in range(box):
-        for j in range(wide):
-            q = start + i * stride + j
-            axis.put(mu, q, axis.get(mu, q) + axis.get(value, i * wide + j))
-
-
-@fast
-def _gather(image, start, stride, box, wide, out):
-    for i in range(box):
-        for j in range(wide):
-            axis.put(out, i * wide + j, axis.get(image, start + i * stride + j))
-
-
-@fast
-def _total(a, start, end):
-    total = a.dtype.type(0)
-    for j in range(start, end):
-        total += axis.get(a, j)
-    return np.float64(total)
+            q = image + i * wide + column - left + j
+            s[q] = value[i, j]
+            for c in range(len(free)):
+                s[q + (c + 1) * STRIP] = partials[free[c], i, j]
 
 
 @compiled
-def _place(theta, box, top, left, rows, columns):
-    """Corner of an emitter's box, in the region."""
-    half = box // 2
-    y = min(max(round(theta[1]) - half - top, 0), rows - box)
-    x = min(max(round(theta[0]) - half - left, 0), columns - box)
-    return y, x
-
-
-@compiled
-def _evaluate(scene, theta, k, region, span, px, img, at, w):
-    """Model, weights, residuals of a group; returns the log likelihood."""
-    address, constants, gaussian, background, box = scene
-    top, left, rows, columns, stride = region
-    wide = axis.whole(box)
-    base, mu, half = px[3], px[4], box // 2
-    b = np.float32(theta[0, background])
-    for r in range(half, rows - half):
-        _lift(base, b, mu, span[r, 0], span[r, 1])
+def _evaluate(s, w, scene, light, window, k, theta, row):
+    """Model, weights and residuals of a group; log likelihood, sums of weights and residuals."""
+    top, left, rows, columns = window
+    wide = axis.whole(columns)
+    _lift(s, theta[0, scene[3]], rows * wide)
     for e in range(k):
-        y, x = _place(theta[e], box, top, left, rows, columns)
-        at[e, 0], at[e, 1] = y, x
-        _image(address, constants, gaussian, theta[e], background, y + top, x + left, box, img[e], w)
-        value = img[e, 0]
-        _add(value, mu, y * stride + x, stride, box, wide)
-    total = 0.0
-    for r in range(half, rows - half):
-        total += _weigh(px[0], px[1], px[2], mu, px[5], px[6], span[r, 0], span[r, 1])
-    return total
+        _draw(s, w, scene, theta[e], e, row[e], top, left, columns)
+        _add(s, IMAGES + e * EMITTER, (row[e] - top) * wide, scene[4] * wide)
+    value, weights, rest = _weigh(s, rows * wide)
+    total = np.float64(value)
+    for e in range(k):
+        far = (theta[e, 2] - light[0]) / light[1]
+        total -= 0.5 * (TAILS + 1) * math.log(1 + far * far / TAILS)
+    return total, weights, rest
 
 
 @compiled
-def _assemble(scene, k, held, region, px, img, at, near, information, gradient):
-    """Information and gradient of the free parameters of a group, the background last; returns how many there are."""
-    box = scene[4]
-    _, _, rows, _, stride = region
-    wide, p = axis.whole(box), img.shape[1] - 1
-    free = 0
-    for a in range(p):
-        free += not held[a]
-    size = k * free + 1
-    for a in range(size):
-        gradient[a] = 0.0
-        for b in range(size):
-            information[a, b] = 0.0
-    last = size - 1
-    half = box // 2
-    for r in range(half, rows - half):
-        start, end = r * stride + half, (r + 1) * stride - half
-        information[last, last] += _total(px[5], start, end)
-        gradient[last] += _total(px[6], start, end)
-    weight, residual = near[p], near[p + 1]
+def _assemble(s, scene, light, window, k, theta, row, weights, rest, information, gradient):
+    """Information and gradient of a group, the background last; returns how many parameters there are."""
+    box, free = scene[4], len(scene[5])
+    top, wide, last = window[0], axis.whole(window[3]), k * free
+    information[last, last], gradient[last] = weights, rest
     for e in range(k):
-        start = at[e, 0] * stride + at[e, 1]
-        _gather(px[5], start, stride, box, wide, weight)
-        _gather(px[6], start, stride, box, wide, residual)
-        u = e * free
-        for a in range(p):
-            if held[a]:
-                continue
-            one = img[e, 1 + a]
-            gradient[u] = dot(one, residual)
-            information[last, u] = dot(one, weight)
-            multiply(one, weight, near[a])
-            v = e * free
+        start = (row[e] - top) * wide
+        for a in range(free):
+            u, product, image = e * free + a, PRODUCTS + a * STRIP, IMAGES + e * EMITTER + STRIP
+            information[last, u], gradient[u] = _product(s, image + a * STRIP, start, product, box * wide)
             for b in range(a + 1):
-                if not held[b]:
-                    information[u, v] = dot(img[e, 1 + b], near[a])
-                    v += 1
-            u += 1
-        for f in range(e):  # the other's derivatives, times nothing where the boxes do not meet
-            dy, dx = at[e, 0] - at[f, 0], at[e, 1] - at[f, 1]
-            if abs(dy) >= box or abs(dx) >= box:
-                continue
-            i0, i1, j0, j1 = max(0, -dy), min(box, box - dy), max(0, -dx), min(box, box - dx)
-            v = f * free
-            for b in range(p):
-                if held[b]:
-                    continue
-                other, shifted = img[f, 1 + b], near[p + 2]
-                _set(shifted, np.float32(0), box * wide)
-                for i in range(i0, i1):
-                    for j in range(j0, j1):
-                        shifted[i * wide + j] = other[(i + dy) * wide + j + dx]
-                u = e * free
-                for a in range(p):
-                    if not held[a]:
-                        information[u, v] = dot(near[a], shifted)
-                        u += 1
-                v += 1
-    for a in range(size):
-        for b in range(a):
-            information[b, a] = information[a, b]
-    return size
+                information[u, e * free + b] = _dot(s, image + b * STRIP, product, box * wide)
+            for f in range(e):  # where their rows meet
+                y = max(row[e], row[f])
+                size = (box - abs(row[e] - row[f])) * wide
+                for b in range(free):
+                    other = IMAGES + f * EMITTER + (b + 1) * STRIP + (y - row[f]) * wide
+                    t = _dot(s, other, product + (y - row[e]) * wide, size) if size > 0 else np.float32(0)
+                    information[u, f * free + b] = t
+            if a == 2:
+                far = (theta[e, 2] - light[0]) / light[1]
+                pull = (TAILS + 1) / (TAILS + far * far) / light[1]
+                gradient[u] -= pull * far
+                information[u, u] += pull / light[1]
+    return last + 1
 
 
 @compiled
-def _optimise(scene, limits, theta, k, held, goal, region, span, px, img, at, near, w, numbers, matrices):
-    """Highest likelihood of a group from `theta`, which is overwritten: log likelihood, status, and the information.
+def _climb(s, w, scene, limits, light, window, k, theta, row, goal, trial, matrices, vectors):
+    """Move a group to its highest likelihood, if this may be above `goal`; returns it, and whether it converged.
 
-    Gives up when `goal` is out of reach.
+    Leaves there the Cholesky factor of the information, scaled to unit diagonal, and the scale.
     """
-    background = scene[3]
-    lower, upper, step, factor = limits[0], limits[1], limits[2], limits[3]
-    p = theta.shape[1]
-    trial, gradient, move, scale = numbers[0].reshape(-1, p), numbers[1], numbers[2], numbers[3]
-    information, matrix, factored = matrices[0], matrices[1], matrices[2]
+    background, free = scene[3], scene[5]
+    information, matrix, factor = matrices[0], matrices[1], matrices[2]
+    gradient, move, scale = vectors[0], vectors[1], vectors[2]
+    p, best, damping, size = theta.shape[1], -np.inf, 0.0, 0
     for e in range(k):
         for a in range(p):
             trial[e, a] = theta[e, a]
-    best, damping, status, size = -np.inf, 0.0, MAX_ITERATIONS, 0
-    trial32 = near[-1, : k * p].reshape(k, p)
-    for count in range(ITERATIONS):
-        for e in range(k):
-            for a in range(p):
-                trial32[e, a] = trial[e, a]
-        value = _evaluate(scene, trial32, k, region, span, px, img, at, w)
+    for count in range(STEPS):
+        value, weights, rest = _evaluate(s, w, scene, light, window, k, trial, row)
         better = count == 0 or value >= best - 1e-6 * abs(best)
         if better:
             best = value
             for e in range(k):
                 for a in range(p):
                     theta[e, a] = trial[e, a]
-            size = _assemble(scene, k, held, region, px, img, at, near, information, gradient)
+            size = _assemble(s, scene, light, window, k, theta, row, weights, rest, information, gradient)
+            for a in range(size):
+                scale[a] = 1 / (math.sqrt(information[a, a]) + 1e-30)
+            for a in range(size):
+                for b in range(a + 1):
+                    matrix[a, b] = information[a, b] * scale[a] * scale[b]
             damping = damping / 10 if damping > LEAST_DAMPING / 10 else 0.0
         else:
             damping = max(10 * damping, LEAST_DAMPING)
-        for a in range(size):
-            scale[a] = math.sqrt(information[a, a]) + 1e-30
-        for a in range(size):
-            for b in range(a + 1):
-                matrix[a, b] = information[a, b] / (scale[a] * scale[b])
-        while not cholesky(matrix, factored, size, damping + 1e-7, 0.0) and damping < MOST_DAMPING:
+        while not cholesky(matrix, factor, size, damping + 1e-7, 0.0) and damping < MOST_DAMPING:
             damping = max(100 * damping, LEAST_DAMPING)
         for a in range(size):
-            move[a] = gradient[a] / scale[a]
-        solve(factored, size, move)
+            move[a] = gradient[a] * scale[a]
+        solve(factor, size, move)
         decrement = 0.0
         for a in range(size):
-            decrement += move[a] * gradient[a] / scale[a]
-        done = better and damping < LEAST_DAMPING and decrement < TOLERANCE**2
+            decrement += move[a] * gradient[a] * scale[a]
         if damping >= MOST_DAMPING or (count > 0 and best + HOPE * decrement < goal):
             break
-        u = 0
         for e in range(k):
-            for a in range(p):
-                c = u
-                if a == background:
-                    c = size - 1
-                elif held[a]:
-                    trial[e, a] = theta[e, a]
-                    continue
-                else:
-                    u += 1
-                limit = step[a] + factor[a] * abs(theta[e, a])
-                trial[e, a] = min(max(theta[e, a] + min(max(move[c] / scale[c], -limit), limit), lower[a]), upper[a])
-        if done:  # the last step is too small to be looked at
+            for c in range(len(free) + 1):
+                a, u = (free[c], e * len(free) + c) if c < len(free) else (background, size - 1)
+                limit = limits[2, a] + limits[3, a] * abs(theta[e, a])
+                to = theta[e, a] + min(max(move[u] * scale[u], -limit), limit)
+                trial[e, a] = min(max(to, limits[0, a]), limits[1, a])
+        if better and damping < LEAST_DAMPING and decrement < ENOUGH**2:  # a last step too small to be looked at
             for e in range(k):
                 for a in range(p):
                     theta[e, a] = trial[e, a]
-            return best + 0.5 * decrement, CONVERGED, size
-    return best, status, size
+            return best + 0.5 * decrement, True
+    return best, False
 
 
 @compiled
-def _errors(k, held, size, information, matrix, factored, move, errors):
-    """Standard errors of all emitters of a group (k, p) from the inverse information; NaN if there is none."""
-    p = errors.shape[1]
-    sound = True
-    for a in range(size):
-        sound &= information[a, a] > 0
-    for a in range(size):
-        for b in range(a + 1):
-            matrix[a, b] = information[a, b] / (math.sqrt(information[a, a] * information[b, b]) + 1e-300)
-    sound = sound and cholesky(matrix, factored, size, 0.0, 1e-6)
-    u = 0
-    for e in range(k):
-        for a in range(p):
-            errors[e, a] = np.nan
-            if held[a] == 1:
-                continue
-            c = size - 1 if held[a] == 2 else u
-            u += held[a] == 0
-            if sound:
-                for b in range(size):
-                    move[b] = b == c
-                solve(factored, size, move)
-                errors[e, a] = math.sqrt(move[c] / information[c, c])
-    return sound
-
-
-@fast
-def _pass(given, squares, start, step, c, out, out2, columns):
-    """Add `c` times a row of one image and c^2 times one of another, `step` numbers on, to rows that begin at start."""
-    get, put, c2 = axis.get, axis.put, c * c
-    for j in range(start, start + columns):
-        put(out, j, get(out, j) + c * get(given, j + step))
-        put(out2, j, get(out2, j) + c2 * get(squares, j + step))
-
-
-@compiled
-def _residual_peak(region, box, px, taps, line):
-    """Matched filter over the residual of a group: its largest value in units of noise, where it is, its photons.
-
-    (count - (mu + v)) / (mu + v) is px[6], and px[5] is 1 / (mu + v); zero where nothing is seen.
-    """
-    top, left, rows, columns, stride = region
-    reach, half = len(taps) - 1, box // 2
-    inner, best, place, light = axis.whole(columns - 2 * half), np.float32(0), 0, np.float32(0)
-    for r in range(half, rows - half):
-        start = r * stride + half
-        for part in range(4):
-            _clear(line[part], start, inner)
-        for q in range(-reach, reach + 1):
-            if half <= r + q < rows - half:
-                _pass(px[6], px[5], start, q * stride, taps[abs(q)], line[0], line[1], inner)
-    for r in range(half, rows - half):
-        start = r * stride + half
-        for q in range(-reach, reach + 1):
-            _pass(line[0], line[1], start, q, taps[abs(q)], line[2], line[3], inner)
-        for j in range(start, start + inner):
-            s, t = line[2, j], line[3, j]
-            if s > 0 and s * s > best * best * t and px[2, j] > 0:
-                best, place, light = s / math.sqrt(t), j, s / t
-    return best, place // stride + top, place % stride + left, light
-
-
-@compiled
-def _doubt(scene, k, region, px, at):
-    """Chi square of a group in standard deviations above its expectation; and the emitter in whose box it is worst."""
-    box = scene[4]
-    stride = region[4]
-    worst, which = -np.inf, 0
-    for e in range(k):
-        squares, n = 0.0, 0.0
-        for i in range(box):
-            start = (at[e, 0] + i) * stride + at[e, 1]
-            for j in range(start, start + box):
-                # ((count - m) / m)^2 m
-                squares += px[6, j] * px[6, j] * (px[4, j] + px[1, j]) * px[2, j]
-                n += px[2, j]
-        excess = (squares - n) / math.sqrt(2 * n + 1)
-        if excess > worst:
-            worst, which = excess, e
-    return worst, which
-
-
-@compiled
-def _direction(scene, e, sigma, theta, region, px, at):
-    """Along which axis, and by how much, the residual spreads in an emitter's box: second moments against its light."""
-    box, stride = scene[4], region[4]
-    xx = yy = xy = 0.0
-    for i in range(box):
-        for j in range(box):
-            q = (at[e, 0] + i) * stride + at[e, 1] + j
-            v, u = at[e, 0] + i + region[0] - theta[e, 1], at[e, 1] + j + region[1] - theta[e, 0]
-            # residual in photons, within two widths of the emitter
-            d = px[6, q] * (px[4, q] + px[1, q]) * math.exp(-(u * u + v * v) / (4 * sigma * sigma))
-            xx += d * (u * u - sigma * sigma)
-            yy += d * (v * v - sigma * sigma)
-            xy += d * u * v
-    return 0.5 * math.atan2(2 * xy, xx - yy)
-
-
-@compiled
-def _solve_group(
-    scene, limits, frame, read, every, member, keep, n, sigma, width, taps, k, theta, spare, errors, free_width, known,
-    span, px, img, at, near, line, w, numbers, matrices, grow, measure,
-):  # fmt: skip
-    """Fit a group of k emitters `theta`, with more or fewer of them if `grow`, before the others of the frame.
-
-    Returns how many there are, the status, and whether others shine in; fills `theta`, `errors` and `measure`: log
-    likelihood, chi square and pixels of each box.
-    """
-    background, box = scene[3], scene[4]
-    h, wd = frame.shape
-    half, p, wide = box // 2, theta.shape[1], axis.whole(box)
-    # the region: all boxes, and half a box around, which does not count
-    top = left = 1 << 30
-    bottom = right = -(1 << 30)
-    for e in range(k):
-        y, x = round(theta[e, 1]), round(theta[e, 0])
-        top, bottom, left, right = (
-            min(top, y - 2 * half),
-            max(bottom, y + 2 * half),
-            min(left, x - 2 * half),
-            max(right, x + 2 * half),
-        )
-    rows, columns = bottom - top + 1, right - left + 1
-    stride = axis.whole(columns) + axis.LANES
-    if rows > len(span) or rows * stride > px.shape[1]:
-        return k, SINGULAR, False
-    region = (top, left, rows, columns, stride)
-    for part in range(7):
-        _set(px[part], np.float32(part < 2), rows * stride)
-    for r in range(rows):
-        span[r, 0], span[r, 1] = columns, 0
-    for e in range(k):
-        y, x = round(theta[e, 1]), round(theta[e, 0])
-        for r in range(max(0, y - half), min(h, y + half + 1)):
-            span[r - top, 0] = min(span[r - top, 0], x - half - left)
-            span[r - top, 1] = max(span[r - top, 1], x + half + 1 - left)
-            for c in range(max(0, x - half), min(wd, x + half + 1)):
-                d = frame[r, c]
-                if math.isfinite(d):
-                    q = (r - top) * stride + c - left
-                    px[0, q], px[1, q], px[2, q] = max(d + read[r, c], np.float32(0)), read[r, c], 1
-    for r in range(rows):  # from a first pixel on, whole vectors
-        first = span[r, 0]
-        span[r, 0], span[r, 1] = r * stride + first, axis.whole(max(span[r, 1] - first, 0))
-    shone = False
-    for o in range(n):  # the light of those beyond the group
-        if member[o] or not keep[o]:
-            continue
-        y, x = round(every[o, 1]) - half, round(every[o, 0]) - half
-        if y > bottom - half or y + box <= top + half or x > right - half or x + box <= left + half:
-            continue
-        for a in range(p):
-            near[-1, a] = every[o, a]
-        shone = True
-        _image(scene[0], scene[1], scene[2], near[-1, :p], background, y, x, box, img[0], w)
-        for r in range(max(y, top), min(y + box, bottom + 1)):
-            for c in range(max(x, left), min(x + box, right + 1)):
-                px[3, (r - top) * stride + c - left] += max(img[0, 0, (r - y) * wide + c - x], np.float32(0))
-    step, growing, better, sound = FIT, grow, False, False
-    best, winner, status, worst, value, angle = -np.inf, -np.inf, SINGULAR, 0, np.float32(0), 0.0
-    y, x, light, least = 0, 0, np.float32(0), 0
-    trial = spare[0]
-    while True:
-        m, c = k, 0
-        for e in range(k):
-            if step == FEWER and e == least:
-                continue
-            for a in range(p):
-                trial[c, a] = theta[e, a]
-            c += 1
-        if step in (ADD, SPLIT):
-            m = k + 1
-            for a in range(p):
-                trial[k, a] = trial[worst, a]
-            if width >= 0:
-                for e in range(m):
-                    trial[e, width] = sigma
-            if step == ADD:
-                trial[k, 0], trial[k, 1], trial[k, 2] = x, y, max(light, np.float32(20))
-            else:
-                u, v = 0.7 * sigma * math.cos(angle), 0.7 * sigma * math.sin(angle)
-                trial[k, 0] += u
-                trial[k, 1] += v
-                trial[worst, 0] -= u
-                trial[worst, 1] -= v
-                trial[k, 2] *= 0.5
-                trial[worst, 2] *= 0.5
-        elif step == FEWER:
-            m = k - 1
-        held = known if m > 1 else free_width
-        goal = -np.inf if step in (FIT, LAST) else best - 0.5 * GAIN if step == FEWER else winner
-        high, state, size = _optimise(
-            scene, limits, trial, m, held, goal, region, span, px, img, at, near, w, numbers, matrices
-        )
-        if step in (FIT, LAST) or (step == FEWER and high >= best - 0.5 * GAIN):
-            best, status, k = high, state, m
+def _errors(scene, k, size, factor, scale, errors):
+    """Standard errors from the Cholesky factor: the diagonal of the inverse information."""
+    background, free = scene[3], scene[5]
+    column = errors[-1]  # of the factor's inverse
+    for u in range(size):
+        total = 0.0
+        for i in range(u, size):
+            t = 1.0 if i == u else 0.0
+            for j in range(u, i):
+                t -= factor[i, j] * column[j]
+            column[i] = t / factor[i, i]
+            total += column[i] * column[i]
+        error = math.sqrt(total) * scale[u]
+        if u == size - 1:
             for e in range(k):
-                for a in range(p):
-                    theta[e, a] = trial[e, a]
-            sound = _errors(k, held, size, matrices[0], matrices[1], matrices[2], numbers[2], errors)
-            growing &= step == FIT
-            if growing and k <= GROUP:
-                excess, worst = _doubt(scene, k, region, px, at)
-                growing = excess > DOUBT
-            if growing and k <= GROUP:
-                value, y, x, light = _residual_peak(region, box, px, taps, line)
-                angle, better = _direction(scene, worst, sigma, theta, region, px, at), False
-                winner = best + 0.5 * GAIN
-                step = ADD if value > LOOKS else SPLIT
-            elif grow and k > 1 and step != LAST:
-                least = 0
-                for e in range(1, k):
-                    if theta[e, 2] * errors[least, 2] < theta[least, 2] * errors[e, 2]:
-                        least = e
-                if sound and theta[least, 2] > CERTAIN * errors[least, 2]:
-                    break
-                step = FEWER
-            else:
-                break
-        elif step == FEWER:
-            step = LAST
+                errors[e, background] = error
         else:
-            if state == CONVERGED and high > winner:
-                winner, better = high, True
-                for e in range(m):
-                    for a in range(p):
-                        spare[1, e, a] = trial[e, a]
-            if step == ADD:
-                step = SPLIT
+            errors[u // len(free), free[u % len(free)]] = error
+
+
+@compiled
+def _clover(s, e, sigma, scene, window, theta, row):
+    """Strength of an emitter's clover leaf in standard deviations, the shift (x, y) of each half along its axis, and
+    chi square of its box in standard deviations.
+    """
+    top, left, _, columns = window
+    _waves(s, X, left, theta[0], sigma, columns)
+    _waves(s, Y, row, theta[1], sigma, scene[4])
+    wide = axis.whole(columns)
+    first = min(max(round(theta[0]) - scene[4] // 2 - left, 0), columns - scene[4])
+    t1, t2, n1, n2, squares, pixels = _leaf(s, (row - top) * wide, scene[4], wide, first)
+    excess = (squares - pixels) / math.sqrt(2 * pixels + 1)
+    if not (n1 > 0 and n2 > 0):
+        return 0.0, 0.0, 0.0, excess
+    unit = 2 * math.pi * sigma**4  # of the second derivatives, in place of the density's
+    a, b = 4 * t1 / n1 * unit, 2 * t2 / n2 * unit
+    far = min(max(math.sqrt(math.hypot(a, b) / max(theta[2], 1.0)), 0.3 * sigma), 1.2 * sigma)
+    angle = 0.5 * math.atan2(b, a)
+    return math.sqrt(t1 * t1 / n1 + t2 * t2 / n2), far * math.cos(angle), far * math.sin(angle), excess
+
+
+@compiled
+def _settle(s, w, scene, limits, light, window, sigma, weights, k, own, row, errors, doubt, matrices, vectors):
+    """Fit the group own[0], with more or fewer emitters if in doubt; returns how many there are and the status.
+
+    row[0]: where their boxes begin.
+    """
+    theta, trial, spare = own[0], own[1], own[2]
+    p, free, (top, left, rows, columns) = theta.shape[1], len(scene[5]), window
+    best, good = _climb(
+        s, w, scene, limits, light, window, k, theta, row[0], -np.inf, spare, matrices, vectors
+    )  # fmt: skip
+    _errors(scene, k, k * free + 1, matrices[2], vectors[2], errors)
+    while doubt and k <= MOST:  # one more?
+        strongest, which, dx, dy, excess = 0.0, 0, 0.0, 0.0, 0.0
+        for e in range(k):
+            strength, u, v, more = _clover(s, e, sigma, scene, window, theta[e], row[0, e])
+            excess = max(excess, more)
+            if strength > strongest:
+                strongest, which, dx, dy = strength, e, u, v
+        grown = False
+        for split in (True, False):
+            if grown or (split and strongest < TRY):
                 continue
-            if better:
-                k = m
+            y = x = 0
+            bright = np.float32(0)
+            if not split:
+                if excess < DOUBT:
+                    continue
+                if strongest > TRY:
+                    _evaluate(s, w, scene, light, window, k, theta, row[0])
+                value, y, x, bright = _peak(s, weights, rows, columns, axis.whole(columns))
+                apart = np.inf
                 for e in range(k):
-                    for a in range(p):
-                        theta[e, a] = spare[1, e, a]
+                    apart = min(apart, math.hypot(theta[e, 0] - left - x, theta[e, 1] - top - y))
+                if value < LOOKS or apart < APART * sigma:
+                    continue
+            for e in range(k + 1):
+                for a in range(p):
+                    trial[e, a] = theta[which if e == k else e, a]
+                row[1, e] = row[0, which if e == k else e]
+            if split:
+                trial[k, 0] += dx
+                trial[k, 1] += dy
+                trial[which, 0] -= dx
+                trial[which, 1] -= dy
+                trial[k, 2] *= 0.5
+                trial[which, 2] *= 0.5
             else:
-                growing = False
-            step = FIT
-    if not sound:
-        status = SINGULAR
+                trial[k, 0], trial[k, 1], trial[k, 2] = left + x, top + y, max(bright, np.float32(20))
+                row[1, k] = min(max(top + y - scene[4] // 2, top), top + rows - scene[4])
+            high, sure = _climb(
+                s, w, scene, limits, light, window, k + 1, trial, row[1], best + PROOF, spare, matrices, vectors
+            )
+            if sure and high > best + PROOF:
+                grown, best, good = True, high, True
+                k += 1
+                _take(trial, row, k, theta)
+                _errors(scene, k, k * free + 1, matrices[2], vectors[2], errors)
+        if not grown:
+            break
+    while doubt and k > 1:  # one less?
+        least, c = 0, 0
+        for e in range(1, k):
+            if theta[e, 2] * errors[least, 2] < theta[least, 2] * errors[e, 2]:
+                least = e
+        if theta[least, 2] > CERTAIN * errors[least, 2]:
+            break
+        for e in range(k):
+            if e != least:
+                for a in range(p):
+                    trial[c, a] = theta[e, a]
+                row[1, c] = row[0, e]
+                c += 1
+        high, sure = _climb(
+            s, w, scene, limits, light, window, c, trial, row[1], best - PROOF, spare, matrices, vectors
+        )
+        if high < best - PROOF:
+            break
+        k, best, good = c, high, sure
+        _take(trial, row, k, theta)
+        _errors(scene, k, k * free + 1, matrices[2], vectors[2], errors)
+    return k, CONVERGED if good else MAX_ITERATIONS
+
+
+@compiled
+def _take(trial, row, k, theta):
     for e in range(k):
-        measure[e, 0], measure[e, 1], measure[e, 2] = _judge(scene, e, region, px, at)
-    return k, status, shone
+        row[0, e] = row[1, e]
+        for a in range(theta.shape[1]):
+            theta[e, a] = trial[e, a]
+
+
+@compiled
+def _group(at, n, seed, first, free_to, scene, link, slot, far):
+    """Emitters that belong to `seed`, the nearest to any of them first; returns how many, and their window."""
+    box, most = scene[4], MOST
+    half = box // 2
+    y0 = y1 = round(at[seed, 1])
+    x0 = x1 = round(at[seed, 0])
+    slot[0], k, newest = seed, 1, seed
+    for i in range(n):
+        far[i] = link * link
+    while k < most:
+        nearest = -1
+        best = link * link
+        for i in range(n):
+            if free_to[i]:
+                dx, dy = at[i, 0] - at[newest, 0], at[i, 1] - at[newest, 1]
+                far[i] = min(far[i], dx * dx + dy * dy)
+                if far[i] < best:
+                    best, nearest = far[i], i
+        if nearest < 0:
+            break
+        y, x = round(at[nearest, 1]), round(at[nearest, 0])
+        top, bottom, left, right = min(y0, y), max(y1, y), min(x0, x), max(x1, x)
+        rows, wide = bottom - top + box, axis.whole(right - left + box)
+        if rows * wide > WINDOW or box * wide > STRIP or max(rows, wide) > TABLE - 2 * MARGIN:
+            break
+        y0, y1, x0, x1 = top, bottom, left, right
+        slot[k], newest, free_to[nearest] = nearest, nearest, False
+        k += 1
+    return k, (y0 - half, x0 - half, y1 - y0 + box, x1 - x0 + box)
+
+
+@compiled
+def _shine(s, w, scene, theta, sign, model, pad, stride):
+    """Add an emitter's light to a frame's model, or take it off."""
+    box = scene[4]
+    top, left = round(theta[1]) - box // 2, round(theta[0]) - box // 2
+    wide, corner = axis.whole(box), (top + pad) * stride + left + pad
+    if scene[2]:
+        _tables(s, X, left, theta[0], theta[4], box)
+        _tables(s, Y, top, theta[1], theta[4], box)
+        for i in range(box):
+            _brighten(s, X, np.float32(sign * theta[2]) * s[Y + i], model, corner + i * stride, wide)
+        return
+    _draw(s, w, scene, theta, 0, top, top, left, box)
+    for i in range(box):
+        _brighten(s, IMAGES + i * wide, np.float32(sign), model, corner + i * stride, wide)
 
 
 @fast
-def _judge(scene, e, region, px, at):
-    """Log likelihood, chi square and number of pixels of an emitter's box."""
-    box, stride = scene[4], region[4]
-    likelihood = squares = pixels = np.float32(0)
-    count, var, on, mu, residual = px[0], px[1], px[2], px[4], px[6]
-    for i in range(box):
-        start = (at[e, 0] + i) * stride + at[e, 1]
-        for j in range(start, start + box):
-            m, seen = axis.get(mu, j) + axis.get(var, j), axis.get(on, j)
-            # where nothing is seen, count and variance are 1, and the model is no less than nothing
-            likelihood += seen * poisson_term(axis.get(count, j), max(m, np.float32(1e-6)))
-            squares += axis.get(residual, j) ** 2 * m
-            pixels += seen
-    return likelihood, squares, pixels
+def _brighten(s, row, f, model, q, wide):
+    for v in range(0, wide, L):
+        for j in range(v, v + L):
+            put(model, q + j, get(model, q + j) + f * get(s, row + j))
+
+
+@fast
+def _lay_out(frame, behind, read, pad, stride, count, on, model):
+    """A frame with a border in which nothing is seen."""
+    h, w = frame.shape
+    for i in range(h):
+        q = (i + pad) * stride + pad
+        for j in range(w):
+            put(on, q + j, np.float32(1) if abs(frame[i, j]) < NOWHERE else np.float32(0))
+        for j in range(w):
+            put(count, q + j, max(frame[i, j] + read[i, j], np.float32(0)) if get(on, q + j) > 0 else np.float32(0))
+        for j in range(w):
+            put(model, q + j, behind[i, j] + read[i, j])
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def fit(
-    begin, end, address, constants, gaussian, background, box, limits, frames, read, starts, theta, work, sigma, width,
-    near_by, taps, free_width, known, room, scratch, origin, found, errors, measure, status, crowded, count,
+def _frames(
+    begin, end, scene, limits, light, sigma, weights, frames, behind, read, start, starts, fixed_start, fixed, room,
+    scratch, out, count,
 ):  # fmt: skip
-    """Fit all emitters marked `work` in the frames from `begin` to `end`; row starts[f] of `theta` is the first of f.
+    """Fit the emitters `starts` of the frames from `begin` to `end`; those of f are its rows from start[f] on.
 
-    `address`, `constants`, `gaussian`: of the PSF, and whether it is a plain Gaussian; `background`, `width`: columns,
-    the latter -1 where there is none; `limits` (4, p): lowest, highest, and how far a step may go.  `sigma`, `taps`:
-    usual width and the filter.  `near_by`: distance in x or y within which two belong together.  `free_width`, `known`
-    (p,): for one alone and for several, 0 for a parameter to fit, 1 for one that is held, 2 for the background.
-
-    Results of frame f are `count[f]` rows from room[f] on: `origin` the row of `theta` that they come from, or -1;
-    `found`, `errors` (m, p); `measure` (m, 3), log likelihood, chi square, pixels; `status`; `crowded`.
+    `scene`: the PSF's address and constants, whether it is a Gaussian, column of the background, side of the box, the
+    columns of all other parameters that are fitted.  `limits` (4, p): lowest, highest, and how far a step may go.
+    `fixed`, of `fixed_start`: emitters that shine but stay as they are.  Results of f: count[f] rows of `out` from
+    room[f] on, parameters, errors, log likelihood, chi square, status.
     """
-    scene = (address, constants, gaussian, background, box)
-    p = theta.shape[1]
-    wide, most = axis.whole(box), GROUP + 2
-    side = 2 * box + int(near_by) * GROUP + 8
-    px = np.zeros((7, side * (axis.whole(side) + 2 * axis.LANES)), np.float32)
-    line = np.zeros((4, px.shape[1]), np.float32)
-    img, near = np.zeros((most, p + 1, box * wide), np.float32), np.zeros((p + 4, box * wide), np.float32)
-    span = np.zeros((side, 2), np.int64)
-    at, w = np.zeros((most, 2), np.int64), np.zeros(scratch, np.float32)
-    numbers, matrices = np.zeros((4, most * p)), np.zeros((3, most * p, most * p))
-    group, spare, error = np.zeros((most, p)), np.zeros((2, most, p)), np.zeros((most, p))
-    sums, slot = np.zeros((most, 3)), np.zeros(most, np.int64)
+    background, box, p = scene[3], scene[4], starts.shape[1]
+    half, (h, wd) = box // 2, frames.shape[1:]
+    pad = half + 2
+    stride, link, reach = wd + 2 * pad, LINK * sigma, half + 1.5 * sigma
+    area = (h + 2 * pad) * stride + TABLE
+    seen, on, model = np.zeros(area, np.float32), np.zeros(area, np.float32), np.ones(area, np.float32)
+    s, w = np.zeros(SIZE, np.float32), np.zeros(scratch, np.float32)
+    size = (MOST + 1) * len(scene[5]) + 1
+    matrices, vectors = np.zeros((3, size, size)), np.zeros((3, size))
+    own, row, slot = np.zeros((3, MOST + 1, p)), np.zeros((2, MOST + 1), np.int64), np.zeros(MOST + 1, np.int64)
+    errors = np.full((MOST + 2, max(p, size)), np.nan)
     for f in range(begin, end):
-        n, cap, first = starts[f + 1] - starts[f], room[f + 1] - room[f], room[f]
-        every, keep, dirty = found[first : first + cap], np.zeros(cap, np.bool_), np.zeros(cap, np.bool_)
-        young = np.ones(cap, np.bool_)
-        member, done = np.zeros(cap, np.bool_), np.zeros(cap, np.bool_)
+        n, cap, first = start[f + 1] - start[f], room[f + 1] - room[f], room[f]
+        if n == 0:
+            continue
+        ground = behind[f * len(behind) // len(frames)]
+        _lay_out(frames[f], ground, read, pad, stride, seen, on, model)
+        at, error = np.zeros((cap, p)), np.zeros((cap, p))
+        there, dirty, young = np.zeros(cap, np.bool_), np.ones(cap, np.bool_), np.ones(cap, np.bool_)
+        left, far, ended = np.zeros(cap, np.bool_), np.zeros(cap), np.zeros(cap, np.int64)
+        for i in range(fixed_start[f], fixed_start[f + 1]):
+            _shine(s, w, scene, fixed[i], 1.0, model, pad, stride)
         for i in range(n):
-            origin[first + i], keep[i], dirty[i] = starts[f] + i, True, work[starts[f] + i]
+            there[i] = True
             for a in range(p):
-                every[i, a] = theta[starts[f] + i, a]
+                at[i, a] = min(max(starts[start[f] + i, a], limits[0, a]), limits[1, a])
+            at[i, background] = 0.0
+            _shine(s, w, scene, at[i], 1.0, model, pad, stride)
         for sweep in range(SWEEPS):
-            for i in range(n):
-                done[i] = not keep[i] or (origin[first + i] >= 0 and not work[origin[first + i]])
             before = n
+            for i in range(n):
+                left[i] = there[i]
             for number in range(before):
                 seed = before - 1 - number if sweep % 2 else number
-                if done[seed]:
+                if not left[seed]:
                     continue
+                left[seed] = False
+                k, window = _group(at, before, seed, 0, left, scene, link, slot, far)
+                top, edge, rows, columns = window
+                todo, fresh, shone = False, False, False
+                for e in range(k):
+                    todo |= dirty[slot[e]]
+                    fresh |= young[slot[e]]
+                    there[slot[e]] = False
                 for i in range(n):
-                    member[i] = False
-                k, slot[0], member[seed], done[seed] = 1, seed, True, True
-                any_dirty, fresh = dirty[seed], young[seed]
-                while k < GROUP:  # the nearest to any of the group
-                    best, nearest = near_by, -1
-                    for i in range(before):
-                        if not done[i]:
-                            for e in range(k):
-                                d = max(abs(every[i, 0] - every[slot[e], 0]), abs(every[i, 1] - every[slot[e], 1]))
-                                if d < best:
-                                    best, nearest = d, i
-                    if nearest < 0:
-                        break
-                    slot[k], member[nearest], done[nearest] = nearest, True, True
-                    any_dirty |= dirty[nearest]
-                    fresh |= young[nearest]
-                    k += 1
-                if not any_dirty:
+                    y, x = at[i, 1] - top, at[i, 0] - edge
+                    shone |= there[i] and -half < y < rows + half and -half < x < columns + half
+                for e in range(k):
+                    there[slot[e]] = True
+                fresh &= sweep > 0 or not shone  # what the others are, comes first
+                if not (todo or fresh):
                     continue
                 for e in range(k):
-                    if width >= 0 and k > 1:  # one too wide has taken the light of others
-                        wider = min(max(every[slot[e], width] / sigma, 1.0), 2.0)
-                        every[slot[e], 2] /= wider * wider
-                        every[slot[e], width] = sigma
+                    i = slot[e]
+                    _shine(s, w, scene, at[i], -1.0, model, pad, stride)
+                    row[0, e] = round(at[i, 1]) - half
                     for a in range(p):
-                        group[e, a] = every[slot[e], a]
-                for e in range(k):
-                    group[e, background] = group[0, background]
-                new, ended, shone = _solve_group(
-                    scene, limits, frames[f], read, every, member, keep, n, sigma, width, taps, k, group, spare,
-                    error, free_width, known, span, px, img, at, near, line, w, numbers, matrices, fresh, sums,
-                )  # fmt: skip
+                        own[0, e, a] = at[i, a]
+                    own[0, e, background] = at[slot[0], background]
+                corner = (top + pad) * stride + edge + pad
+                _cut(seen, on, model, corner, stride, s, rows, columns, axis.whole(columns))
+                new, status = _settle(
+                    s, w, scene, limits, light, window, sigma, weights, k, own, row, errors, fresh, matrices, vectors
+                )
                 moved = new != k
                 for e in range(max(k, new)):
                     if e >= new:
-                        keep[slot[e]] = False
+                        there[slot[e]] = False
                         continue
                     if e >= k:
                         if n == cap:
                             break
-                        slot[e], origin[first + n], keep[n] = n, -1, True
+                        slot[e], there[n] = n, True
                         n += 1
                     i = slot[e]
-                    for a in range(p):
-                        if e < k and a < 3:
-                            moved |= not abs(every[i, a] - group[e, a]) < STILL * error[e, a]
-                        every[i, a] = group[e, a]
-                        errors[first + i, a] = error[e, a]
                     for a in range(3):
-                        measure[first + i, a] = sums[e, a]
-                    status[first + i], crowded[first + i], dirty[i] = ended, new > 1 or shone, new > k
-                    young[i] = new > k
+                        moved |= not abs(at[i, a] - own[0, e, a]) < STILL * errors[e, a]
+                    for a in range(p):
+                        at[i, a], error[i, a] = own[0, e, a], errors[e, a]
+                    ended[i] = status
+                    dirty[i], young[i] = False, new > k or (young[i] and not fresh)
+                    _shine(s, w, scene, at[i], 1.0, model, pad, stride)
                 if moved:
-                    for i in range(n):
-                        if member[i] or not keep[i]:
-                            continue
-                        for e in range(new):
-                            reach = near_by + sigma
-                            if abs(every[i, 0] - group[e, 0]) < reach and abs(every[i, 1] - group[e, 1]) < reach:
-                                dirty[i] |= origin[first + i] < 0 or work[origin[first + i]]
+                    for e in range(new):
+                        for i in range(n):
+                            dx, dy = at[i, 0] - at[slot[e], 0], at[i, 1] - at[slot[e], 1]
+                            dirty[i] |= dx * dx + dy * dy < reach * reach
+                    for e in range(new):
+                        dirty[slot[e]] = False
         kept = 0
         for i in range(n):
-            if keep[i] and (origin[first + i] < 0 or work[origin[first + i]]):
-                for a in range(p):
-                    every[kept, a], errors[first + kept, a] = every[i, a], errors[first + i, a]
-                for a in range(3):
-                    measure[first + kept, a] = measure[first + i, a]
-                origin[first + kept], status[first + kept] = origin[first + i], status[first + i]
-                crowded[first + kept] = crowded[first + i]
-                kept += 1
+            if not there[i] or not at[i, 2] > WEAK * error[i, 2]:
+                continue
+            top, edge = round(at[i, 1]) - half, round(at[i, 0]) - half
+            corner, wide, pixels = (top + pad) * stride + edge + pad, axis.whole(box), 0
+            _cut(seen, on, model, corner, stride, s, box, box, wide)
+            _lift(s, at[i, background], box * wide)
+            for a in range(p):
+                out[first + kept, a], out[first + kept, p + a] = at[i, a], error[i, a]
+            out[first + kept, 2 * p], out[first + kept, 2 * p + 1] = _judge(s, box * wide)
+            out[first + kept, 2 * p + 2] = ended[i]
+            level = 0.0
+            for y in range(max(top, 0), min(top + box, h)):
+                for x in range(max(edge, 0), min(edge + box, wd)):
+                    level += ground[y, x]
+                    pixels += 1
+            out[first + kept, background] += level / max(pixels, 1)
+            kept += 1
         count[f] = kept
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _clovers(begin, end, scene, sigma, images, noise, theta, scratch, strength):
+    box, row = scene[4], np.zeros(1, np.int64)
+    wide, window = axis.whole(box), (0, 0, box, box)
+    s, w = np.zeros(SIZE, np.float32), np.zeros(scratch, np.float32)
+    for n in range(begin, end):
+        for i in range(box):
+            for j in range(box):
+                q, v = i * wide + j, noise[n, i, j]
+                s[COUNT + q], s[BASE + q] = max(images[n, i, j] + v, np.float32(0)), v
+                s[ON + q] = v < NOWHERE
+        _evaluate(s, w, scene, (0.0, math.inf), window, 1, theta[n : n + 1], row)
+        strength[n] = _clover(s, 0, sigma, scene, window, theta[n], 0)[0]
+
+
+def fit(
+    frames: np.ndarray,
+    starts: np.ndarray,
+    behind: np.ndarray,
+    variance: Any = 0.0,
+    sigma: float = 1.3,
+    psf: PSF | None = None,
+    box: int | None = None,
+    light: tuple[float, float] | None = None,
+    others: np.ndarray | None = None,
+) -> Emitters:
+    """Fit all emitters in `frames` (n, h, w) from `starts`, a table of frame and parameters that is sorted by frame.
+
+    `behind` (m, h, w): background of m equal parts of the frames; `variance`: of the read noise; `sigma`: width of the
+    PSF, at which Gaussians are held.  `light`: centre and scale of the distribution of emitters' photons where it is
+    known beforehand (t with TAILS degrees of freedom), which tells apart emitters that are very near to each other; it
+    counts as an observation.  `others`: emitters, like `starts`, that shine but are not fitted.
+
+    >>> from smlmcore.psf import Gaussian2D
+    >>> pair = {"x": [[8.0, 9.2]], "y": [[7.0, 7.6]], "photons": [[3000.0, 3000.0]], "sigma": 1.3, "background": [5.0]}
+    >>> image = np.random.default_rng(0).poisson(Gaussian2D().render(pair, (16, 18))).astype(np.float32)
+    >>> start = np.array([(0, 8.6, 7.3, 5000.0)], [("frame", int), *((n, float) for n in ("x", "y", "photons"))])
+    >>> found = fit(image, start, np.full((1, 16, 18), 5.0, np.float32))  # one that is two
+    >>> np.sort(found.theta[:, 0]).round(0).tolist()
+    [8.0, 9.0]
+    """
+    psf = Gaussian2D() if psf is None else psf
+    box = 2 * math.ceil(3 * sigma) + 1 if box is None else box
+    names, scene, scratch = _scene(psf, box)
+    bounds = psf.bounds((box, box))
+    limits = np.array([bounds.get(name, (0, np.inf, 0, 0)) for name in names], float).T.copy()
+    limits[:2, 0], limits[:2, 1] = (-1.5, frames.shape[2] + 0.5), (-1.5, frames.shape[1] + 0.5)
+    limits[:, names.index("background")] = -np.inf, np.inf, np.inf, 0  # of an offset
+    n, p, frame = len(frames), len(names), np.arange(len(frames) + 1)
+
+    def rows(table):
+        known = {"sigma": np.full(len(table), sigma), "background": np.zeros(len(table))}
+        known |= {name: table[name] for name in names if name in table.dtype.names}
+        return np.stack([known[name] for name in names], 1).astype(float), np.searchsorted(table["frame"], frame)
+
+    theta, start = rows(starts)
+    if scene[2]:
+        theta[:, names.index("sigma")] = sigma
+    theta[:, 2] = np.maximum(theta[:, 2], 1)
+    fixed, fixed_start = rows(starts[:0] if others is None else others)
+    had = np.diff(start)
+    room = np.concatenate([[0], np.cumsum(2 * had + 4 * (had > 0))])
+    out, count = np.full((room[-1], 2 * p + 3), np.nan), np.zeros(n, np.int64)
+    read = np.ascontiguousarray(np.broadcast_to(np.asarray(variance, np.float32), frames.shape[1:]))
+    frames, behind = (np.ascontiguousarray(v, np.float32) for v in (frames, behind))
+    given = (
+        scene, limits, (0.0, math.inf) if light is None else (float(light[0]), float(light[1])), float(sigma),
+        taps(sigma).astype(np.float32), frames, behind, read, start, theta, fixed_start, fixed, room, scratch, out,
+        count,
+    )  # fmt: skip
+    _share(n, BLOCK, lambda begin, end: _frames(begin, end, *given))
+    which = np.arange(len(out)) - np.repeat(room[:-1], np.diff(room)) < np.repeat(count, np.diff(room))
+    own, columns = out[which], [names.index(name) for name in psf.names]
+    theta, errors = own[:, columns].astype(np.float32), own[:, p:][:, columns].astype(np.float32)
+    return Emitters(
+        np.repeat(frame[:-1], count), theta, errors, own[:, -1].astype(np.int8), own[:, -3].astype(np.float32),
+        own[:, -2].astype(np.float32), theta[:, 2] / errors[:, 2], np.ones(len(own), bool),
+    )  # fmt: skip
+
+
+def clovers(images: np.ndarray, noise: np.ndarray, theta: np.ndarray, psf: PSF, sigma: float) -> np.ndarray:
+    """Strength of the clover leaf in `images` (n, box, box) of one emitter each, at `theta` (n, p) of `psf`."""
+    names, scene, scratch = _scene(psf, images.shape[1])
+    theta = np.concatenate([theta, np.full((len(theta), len(names) - theta.shape[1]), sigma)], 1)
+    strength = np.zeros(len(images))
+    given = scene, float(sigma), images, noise, theta, scratch, strength
+    _share(len(images), 64 * BLOCK, lambda begin, end: _clovers(begin, end, *given))
+    return strength
+
+
+def _scene(psf: PSF, box: int) -> tuple[tuple[str, ...], tuple[Any, ...], int]:
+    """Names of the parameters, what the compiled code knows of a PSF, and how much scratch its function needs."""
+    gaussian, real = type(psf) is Gaussian2D, np.dtype(np.float32)
+    names = (*psf.names, "sigma") if gaussian and "sigma" not in psf.names else psf.names
+    background, p = names.index("background"), len(names)
+    free = [a for a in range(p) if a != background and not (gaussian and a > 3)]
+    if len(free) > FREE:
+        raise ValueError(f"joint.fit got a PSF of {p} parameters; expected at most {FREE + 1}")
+    address, constants = callback(psf.numba_partials, real), locked(psf.constants, real)
+    scratch = p + (p + 1) * box * box + psf.scratch_size((box, box))
+    return names, (address, constants, gaussian, background, box, np.array(free)), scratch
+
+
+def _share(n: int, size: int, run: Callable[[int, int], None]) -> None:
+    """Call `run` with first and end of parts of n; plain threads, which compile it once."""
+    with ThreadPoolExecutor(numba.get_num_threads()) as pool:
+        list(pool.map(lambda first: run(first, min(first + size, n)), range(0, n, size)))
