@@ -71,8 +71,8 @@ IMAGES = PRODUCTS + FREE * STRIP
 EMITTER = (FREE + 1) * STRIP  # of each: its light, then the derivatives
 SIZE = IMAGES + (MOST + 1) * EMITTER
 
-compiled = numba.njit(cache=True, error_model="numpy")
-fast = numba.njit(cache=True, error_model="numpy", fastmath=axis.FAST)
+compiled = numba.njit(cache=True, error_model="numpy", _nrt=False)  # views are not counted: they live in `_frames`
+fast = numba.njit(cache=True, error_model="numpy", _nrt=False, fastmath=axis.FAST)
 get, put = axis.get, axis.put
 
 
