@@ -11,9 +11,8 @@ beside one that has moved again.  What photons an emitter usually has may count 
 
 Is there one emitter more?  Two that were taken for one leave a residual like a clover leaf: of the PSF's second
 derivatives, xx - yy and xy, to which brightness, position and an error of the width are orthogonal.  Where these are
-TRY standard deviations strong, the emitter is split along their axis; where the residual has a peak of LOOKS that is
-APART from all others, one is added.  Either stays if the likelihood gains PROOF nats, and an emitter that is not
-CERTAIN goes if it brings less.
+TRY standard deviations strong, the emitter is split along their axis, and stays so if the likelihood gains PROOF nats.
+An emitter that is not CERTAIN goes if it brings less.
 
 Everything of a frame stays in the second cache.  Images are strips of pixels in rows of whole vectors, at offsets in
 one flat array that are known to the compiler, so that all loops over them become vectors.  Floor, for an emitter in 9²
@@ -24,7 +23,6 @@ information, and a system of 4, some 800 cycles or 0.2 µs for each step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -37,7 +35,6 @@ from ..fit.result import Status
 from ..psf import Gaussian2D, axis
 from ..psf.base import PSF
 from .emitters import Emitters
-from .finder import taps
 
 MOST = 5  # emitters of a group
 LINK = 4.0  # widths
@@ -45,33 +42,29 @@ SWEEPS = 4  # over the groups of a frame: all by themselves, then with doubts ab
 STEPS = 30  # of a group at a time
 ENOUGH = 0.3  # standard errors that the last step may make
 STILL = 0.2  # standard errors: what moves by less leaves its neighbours alone
-TRY, LOOKS, PROOF = 3.0, 3.0, 8.0
+TRY, PROOF = 3.0, 8.0
 HOPE = 1.5  # a trial ends where thrice the gain that a step promises would not be enough
 CERTAIN = 8.0  # photons over their standard error above which an emitter in a group is not in doubt
 WEAK = 2.0  # the same for any emitter, below which it is no more than noise
 TAILS = 4.0  # degrees of freedom of the t distribution of photons: a bead is no crowd of molecules
 LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e6
 NOWHERE = np.float32(1e12)  # variance of a pixel that says nothing
-DOUBT = 0.7  # standard deviations of chi square from which on a peak is looked for
-APART = 3.0  # widths between this and all others: what is nearer is a matter of the clover leaf
 DIMMEST = np.float32(0.01)  # mean of a pixel
 BLOCK = 16  # frames that a thread takes at a time
-CONVERGED, MAX_ITERATIONS, SINGULAR = int(Status.converged), int(Status.max_iterations), int(Status.singular)
 
 # Offsets in the flat array; odd multiples of a vector, so that images do not fall on the same lines of the cache.
 L = axis.LANES
 WINDOW, STRIP, TABLE = 515 * L, 131 * L, 17 * L  # pixels of a group, of an emitter's rows, of an axis
-MARGIN = 2 * L  # pixels beside a line that is filtered
-COUNT, ON, BASE, MEAN, WEIGHT, REST, ACROSS, SQUARE = (i * WINDOW for i in range(8))
-EDGES = 8 * WINDOW
-X, Y = EDGES + 2 * TABLE, EDGES + 5 * TABLE  # three tables each
-PRODUCTS = EDGES + 8 * TABLE
+COUNT, ON, BASE, MEAN, WEIGHT, REST = (i * WINDOW for i in range(6))
+X, Y = 6 * WINDOW, 6 * WINDOW + 3 * TABLE  # three tables each
+PRODUCTS = Y + 3 * TABLE
 FREE = 8  # parameters of an emitter, at most
 IMAGES = PRODUCTS + FREE * STRIP
 EMITTER = (FREE + 1) * STRIP  # of each: its light, then the derivatives
 SIZE = IMAGES + (MOST + 1) * EMITTER
 
-compiled = numba.njit(cache=True, error_model="numpy", _nrt=False)  # views are not counted: they live in `_frames`
+# all arrays live in `_frames`: counting the views of them would cost a third of the time
+compiled = numba.njit(cache=True, error_model="numpy", _nrt=False)
 fast = numba.njit(cache=True, error_model="numpy", _nrt=False, fastmath=axis.FAST)
 get, put = axis.get, axis.put
 
@@ -195,9 +188,9 @@ def _dot(s, a, b, size):
 
 
 @fast
-def _leaf(s, start, box, wide, first):
-    """The residual's product with xx - yy and xy, and the squares of these under the weights; chi square, pixels."""
-    t1 = t2 = n1 = n2 = squares = pixels = np.float32(0)
+def _leaf(s, start, box, wide):
+    """The residual's product with xx - yy and xy, and the squares of these under the weights."""
+    t1 = t2 = n1 = n2 = np.float32(0)
     for i in range(box):
         g, g1, g2 = get(s, Y + i), get(s, Y + TABLE + i), get(s, Y + 2 * TABLE + i)
         row = start + i * wide
@@ -210,49 +203,7 @@ def _leaf(s, start, box, wide, first):
                 t2 += r * b
                 n1 += w * a * a
                 n2 += w * b * b
-                seen = get(s, ON + row + j) if first <= j < first + box else np.float32(0)
-                squares += seen * r * r * get(s, MEAN + row + j)
-                pixels += seen
-    return t1, t2, n1, n2, squares, pixels
-
-
-@fast
-def _peak(s, weights, rows, columns, wide):
-    """Matched filter over the residual: its largest value in units of noise, where it is, its photons."""
-    reach, line = len(weights) - 1, EDGES + MARGIN
-    best, place, light = np.float32(0), 0, np.float32(0)
-    for j in range(2 * TABLE):
-        put(s, EDGES + j, np.float32(0))
-    for r in range(rows):  # along the rows
-        row = r * wide
-        for v in range(0, wide, L):
-            for j in range(v, v + L):
-                put(s, line + j, get(s, REST + row + j))
-                put(s, line + TABLE + j, get(s, WEIGHT + row + j))
-                put(s, ACROSS + row + j, np.float32(0))
-                put(s, SQUARE + row + j, np.float32(0))
-        for q in range(-reach, reach + 1):
-            c = weights[abs(q)]
-            for v in range(0, wide, L):
-                for j in range(v, v + L):
-                    put(s, ACROSS + row + j, get(s, ACROSS + row + j) + c * get(s, line + j + q))
-                    put(s, SQUARE + row + j, get(s, SQUARE + row + j) + c * c * get(s, line + TABLE + j + q))
-    for r in range(rows):  # and down
-        for v in range(0, wide, L):
-            for j in range(v, v + L):
-                put(s, line + j, np.float32(0))
-                put(s, line + TABLE + j, np.float32(1e-30))
-        for q in range(max(-reach, -r), min(reach, rows - 1 - r) + 1):
-            c, row = weights[abs(q)], (r + q) * wide
-            for v in range(0, wide, L):
-                for j in range(v, v + L):
-                    put(s, line + j, get(s, line + j) + c * get(s, ACROSS + row + j))
-                    put(s, line + TABLE + j, get(s, line + TABLE + j) + c * c * get(s, SQUARE + row + j))
-        for j in range(columns):
-            a, b = get(s, line + j), get(s, line + TABLE + j)
-            if a > 0 and a * a > best * best * b and get(s, ON + r * wide + j) > 0:
-                best, place, light = a / math.sqrt(b), r * wide + j, a / b
-    return best, place // wide, place % wide, light
+    return t1, t2, n1, n2
 
 
 @fast
@@ -282,9 +233,9 @@ def _judge(s, size):
 
 
 @compiled
-def _draw(s, w, scene, theta, e, row, top, left, columns):
+def _draw(job, theta, e, row, top, left, columns):
     """Light and derivatives of emitter e of a group in the rows of its box."""
-    address, constants, gaussian, background, box, free = scene
+    s, w, (address, constants, gaussian, _, background, box, free) = job[:3]
     wide, image = axis.whole(columns), IMAGES + e * EMITTER
     if gaussian:
         _tables(s, X, left, theta[0], theta[4], columns)
@@ -300,38 +251,43 @@ def _draw(s, w, scene, theta, e, row, top, left, columns):
     own[background] = np.float32(0)
     value, partials = w[p : p + size].reshape(box, box), w[p + size : p + size + p * size].reshape(p, box, box)
     call_psf(address, own, constants, value, partials, w[p + size + p * size :], box, box)
-    for j in range(box * wide):
-        for c in range(len(free) + 1):
-            s[image + c * STRIP + j] = 0
-    for i in range(box):
-        for j in range(box):
-            q = image + i * wide + column - left + j
-            s[q] = value[i, j]
-            for c in range(len(free)):
-                s[q + (c + 1) * STRIP] = partials[free[c], i, j]
+    for c in range(free + 1):
+        first = image + c * STRIP
+        for j in range(box * wide):
+            s[first + j] = 0
+        for i in range(box):
+            for j in range(box):
+                q = first + i * wide + column - left + j
+                s[q] = value[i, j] if c == 0 else partials[_column(c - 1, background), i, j]
 
 
 @compiled
-def _evaluate(s, w, scene, light, window, k, theta, row):
+def _column(c, background):
+    """Of the c-th free parameter: all but the background are free, but for a Gaussian's width, which is the last."""
+    return c + (c >= background)
+
+
+@compiled
+def _evaluate(job, window, k, theta, row):
     """Model, weights and residuals of a group; log likelihood, sums of weights and residuals."""
-    top, left, rows, columns = window
+    s, box, light, (top, left, rows, columns) = job[0], job[2][5], job[4], window
     wide = axis.whole(columns)
-    _lift(s, theta[0, scene[3]], rows * wide)
+    _lift(s, theta[0, job[2][4]], rows * wide)
     for e in range(k):
-        _draw(s, w, scene, theta[e], e, row[e], top, left, columns)
-        _add(s, IMAGES + e * EMITTER, (row[e] - top) * wide, scene[4] * wide)
+        _draw(job, theta[e], e, row[e], top, left, columns)
+        _add(s, IMAGES + e * EMITTER, (row[e] - top) * wide, box * wide)
     value, weights, rest = _weigh(s, rows * wide)
     total = np.float64(value)
     for e in range(k if light[1] < np.inf else 0):
-        far = (theta[e, 2] - light[0]) / light[1]
+        far = (theta[e, job[2][3]] - light[0]) / light[1]
         total -= 0.5 * (TAILS + 1) * math.log(1 + far * far / TAILS)
     return total, weights, rest
 
 
 @compiled
-def _assemble(s, scene, light, window, k, theta, row, weights, rest, information, gradient):
+def _assemble(job, window, k, theta, row, weights, rest, information, gradient):
     """Information and gradient of a group, the background last; returns how many parameters there are."""
-    box, free = scene[4], len(scene[5])
+    s, bright, box, free, light = job[0], job[2][3], job[2][5], job[2][6], job[4]
     top, wide, last = window[0], axis.whole(window[3]), k * free
     information[last, last], gradient[last] = weights, rest
     for e in range(k):
@@ -352,10 +308,9 @@ def _assemble(s, scene, light, window, k, theta, row, weights, rest, information
                 common = (box - abs(row[e] - row[f])) * wide
                 for b in range(free):
                     other = IMAGES + f * EMITTER + (b + 1) * STRIP + (y - row[f]) * wide
-                    t = _dot(s, other, product + (y - row[e]) * wide, common) if common > 0 else np.float32(0)
-                    information[u, f * free + b] = t
+                    information[u, f * free + b] = _dot(s, other, product + (y - row[e]) * wide, max(common, 0))
         if light[1] < np.inf:
-            far, u = (theta[e, 2] - light[0]) / light[1], e * free + 2
+            far, u = (theta[e, bright] - light[0]) / light[1], e * free + bright
             pull = (TAILS + 1) / (TAILS + far * far) / light[1]
             gradient[u] -= pull * far
             information[u, u] += pull / light[1]
@@ -363,30 +318,33 @@ def _assemble(s, scene, light, window, k, theta, row, weights, rest, information
 
 
 @compiled
-def _climb(s, w, scene, limits, light, window, k, theta, row, goal, trial, matrices, vectors):
-    """Move a group to its highest likelihood, if this may be above `goal`; returns it, and whether it converged.
-
-    Leaves there the Cholesky factor of the information, scaled to unit diagonal, and the scale.
-    """
-    background, free = scene[3], scene[5]
-    information, matrix, factor = matrices[0], matrices[1], matrices[2]
-    gradient, move, scale = vectors[0], vectors[1], vectors[2]
-    p, best, damping, size = theta.shape[1], -np.inf, 0.0, 0
+def _copy(own, row, source, first, target, to, k):
+    """Copy k emitters, with the rows of their boxes, from own[source, first] on to own[target, to] on."""
     for e in range(k):
-        for a in range(p):
-            trial[e, a] = theta[e, a]
+        row[target, to + e] = row[source, first + e]
+        for a in range(own.shape[2]):
+            own[target, to + e, a] = own[source, first + e, a]
+
+
+@compiled
+def _climb(job, window, k, own, which, row, goal):
+    """Move the group own[which] to its highest likelihood, if this may be above `goal`; returns it, and if it is there.
+
+    Leaves behind the Cholesky factor of the information, scaled to unit diagonal, and the scale.
+    """
+    limits, (information, matrix, factor, gradient, move, scale, _) = job[3], job[6]
+    background, free, theta, trial = job[2][4], job[2][6], own[which], own[2]
+    best, damping, size = -np.inf, 0.0, 0
+    _copy(own, row, which, 0, 2, 0, k)
     for count in range(STEPS):
-        value, weights, rest = _evaluate(s, w, scene, light, window, k, trial, row)
+        value, weights, rest = _evaluate(job, window, k, trial, row[which])
         better = count == 0 or value >= best - 1e-6 * abs(best)
         if better:
             best = value
-            for e in range(k):
-                for a in range(p):
-                    theta[e, a] = trial[e, a]
-            size = _assemble(s, scene, light, window, k, theta, row, weights, rest, information, gradient)
+            _copy(own, row, 2, 0, which, 0, k)
+            size = _assemble(job, window, k, theta, row[which], weights, rest, information, gradient)
             for a in range(size):
                 scale[a] = 1 / (math.sqrt(information[a, a]) + 1e-30)
-            for a in range(size):
                 for b in range(a + 1):
                     matrix[a, b] = information[a, b] * scale[a] * scale[b]
             damping = damping / 10 if damping > LEAST_DAMPING / 10 else 0.0
@@ -402,25 +360,24 @@ def _climb(s, w, scene, limits, light, window, k, theta, row, goal, trial, matri
             decrement += move[a] * gradient[a] * scale[a]
         if damping >= MOST_DAMPING or (count > 0 and best + HOPE * decrement < goal):
             break
+        done = better and damping < LEAST_DAMPING and decrement < ENOUGH**2
         for e in range(k):
-            for c in range(len(free) + 1):
-                a, u = (free[c], e * len(free) + c) if c < len(free) else (background, size - 1)
+            for c in range(free + 1):
+                a, u = (_column(c, background), e * free + c) if c < free else (background, size - 1)
                 limit = limits[2, a] + limits[3, a] * abs(theta[e, a])
                 to = theta[e, a] + min(max(move[u] * scale[u], -limit), limit)
                 trial[e, a] = min(max(to, limits[0, a]), limits[1, a])
-        if better and damping < LEAST_DAMPING and decrement < ENOUGH**2:  # a last step too small to be looked at
-            for e in range(k):
-                for a in range(p):
-                    theta[e, a] = trial[e, a]
+        if done:  # a last step too small to be looked at
+            _copy(own, row, 2, 0, which, 0, k)
             return best + 0.5 * decrement, True
     return best, False
 
 
 @compiled
-def _errors(scene, k, size, factor, scale, errors):
+def _errors(job, k):
     """Standard errors from the Cholesky factor: the diagonal of the inverse information."""
-    background, free = scene[3], scene[5]
-    column = errors[-1]  # of the factor's inverse
+    background, free, factor, scale, errors = job[2][4], job[2][6], job[6][2], job[6][5], job[6][6]
+    size, column = k * free + 1, errors[-1]  # of the factor's inverse
     for u in range(size):
         total = 0.0
         for i in range(u, size):
@@ -430,173 +387,125 @@ def _errors(scene, k, size, factor, scale, errors):
             column[i] = t / factor[i, i]
             total += column[i] * column[i]
         error = math.sqrt(total) * scale[u]
-        if u == size - 1:
-            for e in range(k):
-                errors[e, background] = error
-        else:
-            errors[u // len(free), free[u % len(free)]] = error
+        for e in range(k if u == size - 1 else 0):
+            errors[e, background] = error
+        if u < size - 1:
+            errors[u // free, _column(u % free, background)] = error
 
 
 @compiled
-def _clover(s, e, sigma, scene, window, theta, row):
-    """Strength of an emitter's clover leaf in standard deviations, the shift (x, y) of each half along its axis, and
-    chi square of its box in standard deviations.
-    """
-    top, left, _, columns = window
-    _waves(s, X, left, theta[0], sigma, columns)
-    _waves(s, Y, row, theta[1], sigma, scene[4])
+def _clover(job, window, theta, row):
+    """Strength of an emitter's clover leaf in standard deviations, and the shift (x, y) of each half along its axis."""
+    s, bright, box, sigma, (top, left, _, columns) = job[0], job[2][3], job[2][5], job[5], window
     wide = axis.whole(columns)
-    first = min(max(round(theta[0]) - scene[4] // 2 - left, 0), columns - scene[4])
-    t1, t2, n1, n2, squares, pixels = _leaf(s, (row - top) * wide, scene[4], wide, first)
-    excess = (squares - pixels) / math.sqrt(2 * pixels + 1)
+    _waves(s, X, left, theta[0], sigma, columns)
+    _waves(s, Y, row, theta[1], sigma, box)
+    t1, t2, n1, n2 = _leaf(s, (row - top) * wide, box, wide)
     if not (n1 > 0 and n2 > 0):
-        return 0.0, 0.0, 0.0, excess
+        return 0.0, 0.0, 0.0
     unit = 2 * math.pi * sigma**4  # of the second derivatives, in place of the density's
     a, b = 4 * t1 / n1 * unit, 2 * t2 / n2 * unit
-    far = min(max(math.sqrt(math.hypot(a, b) / max(theta[2], 1.0)), 0.3 * sigma), 1.2 * sigma)
+    far = min(max(math.sqrt(math.hypot(a, b) / max(theta[bright], 1.0)), 0.3 * sigma), 1.2 * sigma)
     angle = 0.5 * math.atan2(b, a)
-    return math.sqrt(t1 * t1 / n1 + t2 * t2 / n2), far * math.cos(angle), far * math.sin(angle), excess
+    return math.sqrt(t1 * t1 / n1 + t2 * t2 / n2), far * math.cos(angle), far * math.sin(angle)
 
 
 @compiled
-def _settle(s, w, scene, limits, light, window, sigma, weights, k, own, row, errors, doubt, matrices, vectors):
-    """Fit the group own[0], with more or fewer emitters if in doubt; returns how many there are and the status.
+def _settle(job, window, k, own, row, doubt):
+    """Fit the group own[0], if in `doubt` with more or fewer emitters; how many there are, and whether they converged.
 
-    row[0]: where their boxes begin.
+    row[0]: where their boxes begin; the others are for trials.
     """
-    theta, trial, spare = own[0], own[1], own[2]
-    p, free, (top, left, rows, columns) = theta.shape[1], len(scene[5]), window
-    best, good = _climb(
-        s, w, scene, limits, light, window, k, theta, row[0], -np.inf, spare, matrices, vectors
-    )  # fmt: skip
-    _errors(scene, k, k * free + 1, matrices[2], vectors[2], errors)
-    while doubt and k <= MOST:  # one more?
-        strongest, which, dx, dy, excess = 0.0, 0, 0.0, 0.0, 0.0
+    bright, errors = job[2][3], job[6][6]
+    best, good = _climb(job, window, k, own, 0, row, -np.inf)
+    _errors(job, k)
+    while doubt and k <= MOST:  # one that is two?
+        strongest, which, dx, dy = TRY, -1, 0.0, 0.0
         for e in range(k):
-            strength, u, v, more = _clover(s, e, sigma, scene, window, theta[e], row[0, e])
-            excess = max(excess, more)
+            strength, u, v = _clover(job, window, own[0, e], row[0, e])
             if strength > strongest:
                 strongest, which, dx, dy = strength, e, u, v
-        grown = False
-        for split in (True, False):
-            if grown or (split and strongest < TRY):
-                continue
-            y = x = 0
-            bright = np.float32(0)
-            if not split:
-                if excess < DOUBT:
-                    continue
-                if strongest > TRY:
-                    _evaluate(s, w, scene, light, window, k, theta, row[0])
-                value, y, x, bright = _peak(s, weights, rows, columns, axis.whole(columns))
-                apart = np.inf
-                for e in range(k):
-                    apart = min(apart, math.hypot(theta[e, 0] - left - x, theta[e, 1] - top - y))
-                if value < LOOKS or apart < APART * sigma:
-                    continue
-            for e in range(k + 1):
-                for a in range(p):
-                    trial[e, a] = theta[which if e == k else e, a]
-                row[1, e] = row[0, which if e == k else e]
-            if split:
-                trial[k, 0] += dx
-                trial[k, 1] += dy
-                trial[which, 0] -= dx
-                trial[which, 1] -= dy
-                trial[k, 2] *= 0.5
-                trial[which, 2] *= 0.5
-            else:
-                trial[k, 0], trial[k, 1], trial[k, 2] = left + x, top + y, max(bright, np.float32(20))
-                row[1, k] = min(max(top + y - scene[4] // 2, top), top + rows - scene[4])
-            high, sure = _climb(
-                s, w, scene, limits, light, window, k + 1, trial, row[1], best + PROOF, spare, matrices, vectors
-            )
-            if sure and high > best + PROOF:
-                grown, best, good = True, high, True
-                k += 1
-                _take(trial, row, k, theta)
-                _errors(scene, k, k * free + 1, matrices[2], vectors[2], errors)
-        if not grown:
+        if which < 0:
             break
-    while doubt and k > 1:  # one less?
-        least, c = 0, 0
+        _copy(own, row, 0, 0, 1, 0, k)
+        own[1, which, bright] *= 0.5
+        _copy(own, row, 1, which, 1, k, 1)
+        own[1, which, 0] -= dx
+        own[1, which, 1] -= dy
+        own[1, k, 0] += dx
+        own[1, k, 1] += dy
+        high, sure = _climb(job, window, k + 1, own, 1, row, best + PROOF)
+        if not (sure and high > best + PROOF):
+            break
+        k, best, good = k + 1, high, True
+        _errors(job, k)
+        _copy(own, row, 1, 0, 0, 0, k)
+    while doubt and k > 1:  # one that is none?
+        least = 0
         for e in range(1, k):
-            if theta[e, 2] * errors[least, 2] < theta[least, 2] * errors[e, 2]:
+            if own[0, e, bright] * errors[least, bright] < own[0, least, bright] * errors[e, bright]:
                 least = e
-        if theta[least, 2] > CERTAIN * errors[least, 2]:
+        if own[0, least, bright] > CERTAIN * errors[least, bright]:
             break
-        for e in range(k):
-            if e != least:
-                for a in range(p):
-                    trial[c, a] = theta[e, a]
-                row[1, c] = row[0, e]
-                c += 1
-        high, sure = _climb(
-            s, w, scene, limits, light, window, c, trial, row[1], best - PROOF, spare, matrices, vectors
-        )
+        _copy(own, row, 0, 0, 1, 0, k)
+        _copy(own, row, 0, k - 1, 1, least, 1)
+        high, sure = _climb(job, window, k - 1, own, 1, row, best - PROOF)
         if high < best - PROOF:
             break
-        k, best, good = c, high, sure
-        _take(trial, row, k, theta)
-        _errors(scene, k, k * free + 1, matrices[2], vectors[2], errors)
-    return k, CONVERGED if good else MAX_ITERATIONS
+        k, best, good = k - 1, high, sure
+        _errors(job, k)
+        _copy(own, row, 1, 0, 0, 0, k)
+    return k, good
+
+
+# ---------------------------------------------------------------- a frame
 
 
 @compiled
-def _take(trial, row, k, theta):
-    for e in range(k):
-        row[0, e] = row[1, e]
-        for a in range(theta.shape[1]):
-            theta[e, a] = trial[e, a]
-
-
-@compiled
-def _group(at, n, seed, first, free_to, scene, link, slot, far):
-    """Emitters that belong to `seed`, the nearest to any of them first; returns how many, and their window."""
-    box, most = scene[4], MOST
-    half = box // 2
+def _group(at, n, seed, left, box, link, slot, far):
+    """Those `left` that belong to `seed`, the nearest to any of them first; returns how many, and their window."""
+    half, slot[0], k, newest = box // 2, seed, 1, seed
     y0 = y1 = round(at[seed, 1])
     x0 = x1 = round(at[seed, 0])
-    slot[0], k, newest = seed, 1, seed
     for i in range(n):
         far[i] = link * link
-    while k < most:
-        nearest = -1
-        best = link * link
+    while k < MOST:
+        nearest, best = -1, link * link
         for i in range(n):
-            if free_to[i]:
-                dx, dy = at[i, 0] - at[newest, 0], at[i, 1] - at[newest, 1]
-                far[i] = min(far[i], dx * dx + dy * dy)
+            if left[i]:
+                far[i] = min(far[i], (at[i, 0] - at[newest, 0]) ** 2 + (at[i, 1] - at[newest, 1]) ** 2)
                 if far[i] < best:
                     best, nearest = far[i], i
         if nearest < 0:
             break
         y, x = round(at[nearest, 1]), round(at[nearest, 0])
-        top, bottom, left, right = min(y0, y), max(y1, y), min(x0, x), max(x1, x)
-        rows, wide = bottom - top + box, axis.whole(right - left + box)
-        if rows * wide > WINDOW or box * wide > STRIP or max(rows, wide) > TABLE - 2 * MARGIN:
+        top, bottom, first, last = min(y0, y), max(y1, y), min(x0, x), max(x1, x)
+        rows, wide = bottom - top + box, axis.whole(last - first + box)
+        if rows * wide > WINDOW or box * wide > STRIP or max(rows, wide) > TABLE:
             break
-        y0, y1, x0, x1 = top, bottom, left, right
-        slot[k], newest, free_to[nearest] = nearest, nearest, False
+        y0, y1, x0, x1 = top, bottom, first, last
+        slot[k], newest, left[nearest] = nearest, nearest, False
         k += 1
     return k, (y0 - half, x0 - half, y1 - y0 + box, x1 - x0 + box)
 
 
 @compiled
-def _shine(s, w, scene, theta, sign, model, pad, stride):
+def _shine(job, theta, sign, model, pad, stride):
     """Add an emitter's light to a frame's model, or take it off."""
-    box = scene[4]
+    s, gaussian, box = job[0], job[2][2], job[2][5]
     top, left = round(theta[1]) - box // 2, round(theta[0]) - box // 2
-    wide, corner = axis.whole(box), (top + pad) * stride + left + pad
-    if scene[2]:
+    wide, corner, n = axis.whole(box), (top + pad) * stride + left + pad, np.float32(sign)
+    if gaussian:
         _tables(s, X, left, theta[0], theta[4], box)
         _tables(s, Y, top, theta[1], theta[4], box)
-        for i in range(box):
-            _brighten(s, X, np.float32(sign * theta[2]) * s[Y + i], model, corner + i * stride, wide)
-        return
-    _draw(s, w, scene, theta, 0, top, top, left, box)
+        n *= np.float32(theta[2])
+    else:
+        _draw(job, theta, 0, top, top, left, box)
     for i in range(box):
-        _brighten(s, IMAGES + i * wide, np.float32(sign), model, corner + i * stride, wide)
+        if gaussian:
+            _brighten(s, X, n * s[Y + i], model, corner + i * stride, wide)
+        else:
+            _brighten(s, IMAGES + i * wide, n, model, corner + i * stride, wide)
 
 
 @fast
@@ -622,44 +531,46 @@ def _lay_out(frame, behind, read, pad, stride, count, on, model):
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _frames(
-    begin, end, scene, limits, light, sigma, weights, frames, behind, read, start, starts, fixed_start, fixed, room,
-    scratch, out, count,
+    begin, end, scene, limits, light, sigma, frames, behind, read, start, starts, fixed_start, fixed, room, scratch,
+    out, count,
 ):  # fmt: skip
     """Fit the emitters `starts` of the frames from `begin` to `end`; those of f are its rows from start[f] on.
 
-    `scene`: the PSF's address and constants, whether it is a Gaussian, column of the background, side of the box, the
-    columns of all other parameters that are fitted.  `limits` (4, p): lowest, highest, and how far a step may go.
+    `scene`: the PSF's address and constants, whether it is a Gaussian, columns of photons and background, side of the
+    box, number of other parameters that are fitted.  `limits` (4, p): lowest, highest, and how far a step may go.
     `fixed`, of `fixed_start`: emitters that shine but stay as they are.  Results of f: count[f] rows of `out` from
-    room[f] on, parameters, errors, log likelihood, chi square, status.
+    room[f] on, parameters, errors, log likelihood, chi square, whether it has converged.
     """
-    background, box, p = scene[3], scene[4], starts.shape[1]
+    bright, background, box, p = scene[3], scene[4], scene[5], starts.shape[1]
     half, (h, wd) = box // 2, frames.shape[1:]
     pad = half + 2
     stride, link, reach = wd + 2 * pad, LINK * sigma, half + 1.5 * sigma
     area = (h + 2 * pad) * stride + TABLE
     seen, on, model = np.zeros(area, np.float32), np.zeros(area, np.float32), np.ones(area, np.float32)
-    s, w = np.zeros(SIZE, np.float32), np.zeros(scratch, np.float32)
-    size = (MOST + 1) * len(scene[5]) + 1
-    matrices, vectors = np.zeros((3, size, size)), np.zeros((3, size))
-    own, row, slot = np.zeros((3, MOST + 1, p)), np.zeros((2, MOST + 1), np.int64), np.zeros(MOST + 1, np.int64)
+    size = (MOST + 1) * scene[6] + 1
     errors = np.full((MOST + 2, max(p, size)), np.nan)
+    matrices = np.zeros((size, size)), np.zeros((size, size)), np.zeros((size, size))
+    work = (*matrices, np.zeros(size), np.zeros(size), np.zeros(size), errors)
+    s = np.zeros(SIZE, np.float32)
+    job = s, np.zeros(scratch, np.float32), scene, limits, light, sigma, work
+    own, row, slot = np.zeros((3, MOST + 1, p)), np.zeros((3, MOST + 1), np.int64), np.zeros(MOST + 1, np.int64)
     for f in range(begin, end):
         n, cap, first = start[f + 1] - start[f], room[f + 1] - room[f], room[f]
         if n == 0:
             continue
         ground = behind[f * len(behind) // len(frames)]
         _lay_out(frames[f], ground, read, pad, stride, seen, on, model)
-        at, error = np.zeros((cap, p)), np.zeros((cap, p))
-        there, dirty, young = np.zeros(cap, np.bool_), np.ones(cap, np.bool_), np.ones(cap, np.bool_)
-        left, far, ended = np.zeros(cap, np.bool_), np.zeros(cap), np.zeros(cap, np.int64)
+        at, error, far, good = np.zeros((cap, p)), np.zeros((cap, p)), np.zeros(cap), np.zeros(cap, np.bool_)
+        there, left = np.zeros(cap, np.bool_), np.zeros(cap, np.bool_)
+        dirty, young = np.ones(cap, np.bool_), np.ones(cap, np.bool_)
         for i in range(fixed_start[f], fixed_start[f + 1]):
-            _shine(s, w, scene, fixed[i], 1.0, model, pad, stride)
+            _shine(job, fixed[i], 1, model, pad, stride)
         for i in range(n):
             there[i] = True
             for a in range(p):
                 at[i, a] = min(max(starts[start[f] + i, a], limits[0, a]), limits[1, a])
             at[i, background] = 0.0
-            _shine(s, w, scene, at[i], 1.0, model, pad, stride)
+            _shine(job, at[i], 1, model, pad, stride)
         for sweep in range(SWEEPS):
             before = n
             for i in range(n):
@@ -669,78 +580,65 @@ def _frames(
                 if not left[seed]:
                     continue
                 left[seed] = False
-                k, window = _group(at, before, seed, 0, left, scene, link, slot, far)
+                k, window = _group(at, before, seed, left, box, link, slot, far)
                 top, edge, rows, columns = window
-                todo, fresh, shone = False, False, False
+                todo, fresh, near = False, False, -k
                 for e in range(k):
                     todo |= dirty[slot[e]]
                     fresh |= young[slot[e]]
-                    there[slot[e]] = False
                 for i in range(n):
                     y, x = at[i, 1] - top, at[i, 0] - edge
-                    shone |= there[i] and -half < y < rows + half and -half < x < columns + half
-                for e in range(k):
-                    there[slot[e]] = True
-                fresh &= sweep > 0 or not shone  # what the others are, comes first
+                    near += there[i] and -half < y < rows + half and -half < x < columns + half
+                fresh &= sweep > 0 or near == 0  # what the others are, comes first
                 if not (todo or fresh):
                     continue
                 for e in range(k):
                     i = slot[e]
-                    _shine(s, w, scene, at[i], -1.0, model, pad, stride)
+                    _shine(job, at[i], -1, model, pad, stride)
                     row[0, e] = round(at[i, 1]) - half
                     for a in range(p):
                         own[0, e, a] = at[i, a]
                     own[0, e, background] = at[slot[0], background]
-                corner = (top + pad) * stride + edge + pad
-                _cut(seen, on, model, corner, stride, s, rows, columns, axis.whole(columns))
-                new, status = _settle(
-                    s, w, scene, limits, light, window, sigma, weights, k, own, row, errors, fresh, matrices, vectors
-                )
+                _cut(seen, on, model, (top + pad) * stride + edge + pad, stride, s, rows, columns, axis.whole(columns))
+                new, converged = _settle(job, window, k, own, row, fresh)
                 moved = new != k
-                for e in range(max(k, new)):
-                    if e >= new:
-                        there[slot[e]] = False
-                        continue
+                for e in range(new, k):
+                    there[slot[e]] = False
+                for e in range(min(new, k + cap - n)):
                     if e >= k:
-                        if n == cap:
-                            break
                         slot[e], there[n] = n, True
                         n += 1
                     i = slot[e]
-                    for a in range(3):
+                    for a in (0, 1, bright):
                         moved |= not abs(at[i, a] - own[0, e, a]) < STILL * errors[e, a]
                     for a in range(p):
                         at[i, a], error[i, a] = own[0, e, a], errors[e, a]
-                    ended[i] = status
-                    dirty[i], young[i] = False, new > k or (young[i] and not fresh)
-                    _shine(s, w, scene, at[i], 1.0, model, pad, stride)
-                if moved:
-                    for e in range(new):
-                        for i in range(n):
-                            dx, dy = at[i, 0] - at[slot[e], 0], at[i, 1] - at[slot[e], 1]
-                            dirty[i] |= dx * dx + dy * dy < reach * reach
-                    for e in range(new):
-                        dirty[slot[e]] = False
-        kept = 0
+                    good[i], young[i] = converged, new > k or (young[i] and not fresh)
+                    _shine(job, at[i], 1, model, pad, stride)
+                for e in range(min(new, k + cap - n) if moved else 0):
+                    for i in range(n):
+                        dirty[i] |= (at[i, 0] - at[slot[e], 0]) ** 2 + (at[i, 1] - at[slot[e], 1]) ** 2 < reach**2
+                for e in range(min(new, k + cap - n)):
+                    dirty[slot[e]] = False
+        kept, wide = first, axis.whole(box)
         for i in range(n):
-            if not there[i] or not at[i, 2] > WEAK * error[i, 2]:
+            if not there[i] or not at[i, bright] > WEAK * error[i, bright]:
                 continue
             top, edge = round(at[i, 1]) - half, round(at[i, 0]) - half
-            corner, wide, pixels = (top + pad) * stride + edge + pad, axis.whole(box), 0
-            _cut(seen, on, model, corner, stride, s, box, box, wide)
+            _cut(seen, on, model, (top + pad) * stride + edge + pad, stride, s, box, box, wide)
             _lift(s, at[i, background], box * wide)
             for a in range(p):
-                out[first + kept, a], out[first + kept, p + a] = at[i, a], error[i, a]
-            out[first + kept, 2 * p], out[first + kept, 2 * p + 1] = _judge(s, box * wide)
-            out[first + kept, 2 * p + 2] = ended[i]
-            level = 0.0
+                out[kept, a], out[kept, p + a] = at[i, a], error[i, a]
+            out[kept, 2 * p], out[kept, 2 * p + 1] = _judge(s, box * wide)
+            out[kept, 2 * p + 2] = good[i]
+            level, pixels = 0.0, 0
             for y in range(max(top, 0), min(top + box, h)):
                 for x in range(max(edge, 0), min(edge + box, wd)):
                     level += ground[y, x]
                     pixels += 1
-            out[first + kept, background] += level / max(pixels, 1)
+            out[kept, background] += level / max(pixels, 1)
             kept += 1
-        count[f] = kept
+        count[f] = kept - first
 
 
 def fit(
@@ -786,7 +684,7 @@ def fit(
     theta, start = rows(starts)
     if scene[2]:
         theta[:, names.index("sigma")] = sigma
-    theta[:, 2] = np.maximum(theta[:, 2], 1)
+    theta[:, scene[3]] = np.maximum(theta[:, scene[3]], 1)
     fixed, fixed_start = rows(starts[:0] if others is None else others)
     had = np.diff(start)
     room = np.concatenate([[0], np.cumsum(2 * had + 4 * (had > 0))])
@@ -795,17 +693,18 @@ def fit(
     frames, behind = (np.ascontiguousarray(v, np.float32) for v in (frames, behind))
     given = (
         scene, limits, (0.0, math.inf) if light is None else (float(light[0]), float(light[1])), float(sigma),
-        taps(sigma).astype(np.float32), frames, behind, read, start, theta, fixed_start, fixed, room, scratch, out,
+        frames, behind, read, start, theta, fixed_start, fixed, room, scratch, out,
         count,
     )  # fmt: skip
-    _share(n, BLOCK, lambda begin, end: _frames(begin, end, *given))
+    with ThreadPoolExecutor(numba.get_num_threads()) as pool:  # plain threads, which compile it once
+        list(pool.map(lambda first: _frames(first, min(first + BLOCK, n), *given), range(0, n, BLOCK)))
     which = np.arange(len(out)) - np.repeat(room[:-1], np.diff(room)) < np.repeat(count, np.diff(room))
     own, columns = out[which], [names.index(name) for name in psf.names]
     theta, errors = own[:, columns].astype(np.float32), own[:, p:][:, columns].astype(np.float32)
-    return Emitters(
-        np.repeat(frame[:-1], count), theta, errors, own[:, -1].astype(np.int8), own[:, -3].astype(np.float32),
-        own[:, -2].astype(np.float32), theta[:, 2] / errors[:, 2], np.ones(len(own), bool),
-    )  # fmt: skip
+    status = np.where(own[:, -1], Status.converged, Status.max_iterations).astype(np.int8)
+    snr = theta[:, scene[3]] / errors[:, scene[3]]
+    frame, judged = np.repeat(frame[:-1], count), own[:, -3:-1].T.astype(np.float32)
+    return Emitters(frame, theta, errors, status, *judged, snr, np.ones(len(own), bool))
 
 
 def _scene(psf: PSF, box: int) -> tuple[tuple[str, ...], tuple[Any, ...], int]:
@@ -813,15 +712,9 @@ def _scene(psf: PSF, box: int) -> tuple[tuple[str, ...], tuple[Any, ...], int]:
     gaussian, real = type(psf) is Gaussian2D, np.dtype(np.float32)
     names = (*psf.names, "sigma") if gaussian and "sigma" not in psf.names else psf.names
     background, p = names.index("background"), len(names)
-    free = [a for a in range(p) if a != background and not (gaussian and a > 3)]
-    if len(free) > FREE:
+    free = 3 if gaussian else p - 1
+    if free > FREE:
         raise ValueError(f"joint.fit got a PSF of {p} parameters; expected at most {FREE + 1}")
     address, constants = callback(psf.numba_partials, real), locked(psf.constants, real)
     scratch = p + (p + 1) * box * box + psf.scratch_size((box, box))
-    return names, (address, constants, gaussian, background, box, np.array(free)), scratch
-
-
-def _share(n: int, size: int, run: Callable[[int, int], None]) -> None:
-    """Call `run` with first and end of parts of n; plain threads, which compile it once."""
-    with ThreadPoolExecutor(numba.get_num_threads()) as pool:
-        list(pool.map(lambda first: run(first, min(first + size, n)), range(0, n, size)))
+    return names, (address, constants, gaussian, names.index("photons"), background, box, free), scratch
