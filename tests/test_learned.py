@@ -275,7 +275,7 @@ def movie(tmp_path_factory):
 def test_methods_of_a_run(movie, tmp_path, monkeypatch):
     reports = {m: run(movie, tmp_path / m, method=m, quiet=True) for m in ("auto", "network", "fit")}
     jaccard = {m: r["score"]["whole_field"]["250"]["jaccard"] for m, r in reports.items()}
-    assert jaccard["auto"] > max(0.97, jaccard["fit"])
+    assert jaccard["auto"] >= max(0.97, jaccard["fit"])
     assert jaccard["network"] > 0.97
     assert reports["auto"]["model"]["believable"]
     assert reports["auto"]["settings"]["network"] == "of the package"
