@@ -109,6 +109,33 @@ def test_truncated_files_are_one_clear_error(tmp_path, movie, name, capsys):
         assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize("series", ["", "0"])  # the latter as bioformats2raw nests them
+def test_ome_zarr(tmp_path, movie, version, series):
+    """(t, c, z, y, x) in several sizes, and its pixel size."""
+    zarr = pytest.importorskip("zarr")
+    root = zarr.open_group(tmp_path / "m.zarr", mode="w", zarr_format=2 if version == "0.4" else 3)
+    image = root.create_group(series) if series else root
+    for level, step in enumerate((1, 2)):
+        pixels = movie[:, None, None, ::step, ::step]
+        image.create_array(str(level), data=pixels, chunks=(2, 1, 1, *pixels.shape[-2:]))
+    space = [{"name": n, "type": "space", "unit": "nanometer"} for n in "zyx"]
+    axes = [{"name": "t", "type": "time"}, {"name": "c", "type": "channel"}, *space]
+    scales = [[{"type": "scale", "scale": [1, 1, 1, 106.7 * s, 106.7 * s]}] for s in (1, 2)]
+    levels = [{"path": str(k), "coordinateTransformations": c} for k, c in enumerate(scales)]
+    ome = {"multiscales": [{"axes": axes, "datasets": levels, "version": version}]}
+    image.attrs.update(ome if version == "0.4" else {"ome": {**ome, "version": version}})
+    with data.open_movie(tmp_path / "m.zarr") as opened:
+        assert opened.shape == movie.shape
+        assert np.array_equal(opened.read(2, 5), movie[2:5])
+        assert opened.camera == {"pixel_size": pytest.approx(0.1067)}
+    del axes[-1]["unit"]
+    image.attrs.update(ome if version == "0.4" else {"ome": ome})
+    assert data.open_movie(tmp_path / "m.zarr").camera == {}
+    image.create_array("2", data=np.zeros((2, 3, 1, 40, 40), np.uint16))  # channels: another array is taken
+    assert data.open_movie(tmp_path / "m.zarr").shape == movie.shape
+
+
 def test_foreign_shapes_and_kinds(tmp_path, movie):
     cases = {
         "rgb.npy": np.zeros((9, 12, 3), np.uint8), "deep.npy": np.zeros((2, 3, 9, 12)), "line.npy": np.zeros(9),

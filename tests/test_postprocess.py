@@ -189,6 +189,23 @@ def test_fiducials():
         localize.fiducials(table, [[99, 99]], 1.0)
 
 
+def test_tables_that_begin_late_and_left_of_the_field():
+    """The first molecule in frame 1500, coordinates below zero: nothing is dropped, and the drift is the same."""
+    path = random_walk(3500, 0.01)
+    table, _ = blinking(path=path[1500:])
+    late = table.copy()
+    late["frame"] += 1500
+    found = localize.drift(late, 3500)
+    seen = np.stack([found.x, found.y], 1)[1500:] - path[1500:]
+    assert np.sqrt(np.mean((seen - seen.mean(0)) ** 2)) < 0.02
+    assert np.isfinite(found.x).all()
+    assert len(localize.link(late)[0]) == len(localize.link(table)[0])
+    late["x"] -= 20
+    moved = localize.drift(late, 3500)
+    np.testing.assert_allclose(moved.x, found.x, atol=2e-3)  # float32 coordinates, another grid
+    assert len(localize.correct(late, moved)) == len(late)
+
+
 def test_drift_of_little_or_nothing():
     empty = data.table(frame=np.zeros(0), x=np.zeros(0), y=np.zeros(0), lpx=np.zeros(0), lpy=np.zeros(0))
     for rows, frames in ((empty, 10), (empty, 0), (blinking()[0][:99], 50)):

@@ -1,5 +1,6 @@
 """`smlmcore localize`: detection at a stated rate, joint fits, the run as a whole, its interruptions and odd movies."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from smlmcore.localize import finder
 from smlmcore.localize.background import background
 from smlmcore.localize.chunks import Plan, localize_frames
 from smlmcore.localize.crowd import fit_peaks
-from smlmcore.localize.run import run
+from smlmcore.localize.run import keep, run
 from smlmcore.localize.source import Source
 
 SHARED = Path(os.environ.get("SMLMCORE_DATA", Path(__file__).parents[1] / "../shared/data"))
@@ -41,8 +42,8 @@ def molecules(rng, frames, per_frame, shape, **columns):
     )
 
 
-def draw(rng, truth, frames, shape):
-    """Counts of `CAMERA` for the molecules `truth`."""
+def expected(truth, frames, shape):
+    """Photons per pixel for the molecules `truth`, background 10."""
     most = int(np.bincount(truth["frame"], minlength=frames).max(initial=0))
     values = {n: np.zeros((frames, max(most, 1))) for n in ("x", "y", "photons")} | {
         "sigma": np.ones((frames, max(most, 1)))
@@ -50,8 +51,12 @@ def draw(rng, truth, frames, shape):
     place = np.arange(len(truth)) - np.searchsorted(truth["frame"], truth["frame"])
     for name, column in {"x": "x", "y": "y", "photons": "photons", "sigma": "sigma_x"}.items():
         values[name][truth["frame"], place] = truth[column]
-    expected = MODEL.render({**values, "background": np.full(frames, 10.0)}, shape)
-    return CAMERA.expose(expected, rng)
+    return MODEL.render({**values, "background": np.full(frames, 10.0)}, shape)
+
+
+def draw(rng, truth, frames, shape):
+    """Counts of `CAMERA` for the molecules `truth`."""
+    return CAMERA.expose(expected(truth, frames, shape), rng)
 
 
 def write_movie(folder, frames=24, per_frame=4, shape=(40, 48), seed=0, name="movie.tif", truth=True):
@@ -80,6 +85,8 @@ def test_false_positives_come_at_the_rate_asked_for(kind):
     frames = rng.poisson(np.broadcast_to(mean, (n, *shape))) + rng.normal(0, 1, (n, *shape)) * np.sqrt(variance)
     found = finder.find(frames, background(frames, variance), variance, false_positives=rate)
     assert 0.8 * rate < len(found) / n < 1.2 * rate  # 22 false positives in 500 are a standard deviation
+    table, _ = keep(localize_frames(frames, variance, false_positives=rate), frames.shape)
+    assert 0.8 * rate < len(table) / n < 1.2 * rate  # in the end, too
 
 
 def test_background_behind_molecules():
@@ -385,6 +392,40 @@ def test_movies_that_trip_others(tmp_path, frames, shape):
     assert len(table) == report["localizations"] >= frames
     assert len(truth) >= 0
     assert abs(np.median(table["x"]) - 3.2) < 0.2
+
+
+def test_a_camera_with_maps_from_its_file_to_the_table(tmp_path, capsys):
+    """Each pixel with its own offset, gain and noise, some of them hot: `--camera`, in this process and in a worker."""
+    rng, shape, n = np.random.default_rng(11), (48, 52), 40
+    hot = rng.random(shape) < 0.02
+    noise = np.where(hot, 40.0, 1.4)
+    camera = Camera(rng.normal(100, 4, shape), rng.uniform(0.4, 0.6, shape), noise, 0.1067)
+    camera.save(tmp_path / "camera.npz")
+    truth = molecules(rng, n, 5, shape)
+    counts = camera.expose(expected(truth, n, shape), rng)
+    data.write_tiff(tmp_path / "m.tif", [counts], counts.shape, np.uint16)
+    data.write_picasso(tmp_path / "m.truth.hdf5", truth, counts.shape, 0.1067)
+    command = ["localize", str(tmp_path / "m.tif"), "--camera", str(tmp_path / "camera.npz"), "--method", "fit"]
+    assert main([*command, "-o", str(tmp_path / "out"), "--quiet"]) == 0
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["camera"]["maps"] == ["offset", "gain", "read_noise"]
+    assert report["score"]["whole_field"]["250"]["jaccard"] > 0.95
+    assert report["score"]["whole_field"]["250"]["rmse_lateral"] < 12
+    table, info = data.read_picasso(tmp_path / "out/localizations.hdf5")
+    assert info["Pixelsize"] == pytest.approx(106.7)
+    alone = table[table["crowded"] == 0]
+    assert abs(np.median(alone["chi2"]) / (report["settings"]["box"] ** 2 - 5) - 1) < 0.1  # the noise is the stated one
+    if importlib.util.find_spec("distributed"):
+        assert main([*command, "-o", str(tmp_path / "two"), "--quiet", "--workers", "1"]) == 0
+        assert same(tmp_path / "out", tmp_path / "two")
+    # as one camera of the mean noise, hot pixels are molecules
+    blind = ["--offset", "100", "--gain", "0.5", "--read-noise", "1.4", "--pixel-size", "0.1067"]
+    assert main([*command[:2], "--method", "fit", *blind, "-o", str(tmp_path / "blind"), "--quiet"]) == 0
+    report = json.loads((tmp_path / "blind/report.json").read_text())
+    assert report["score"]["whole_field"]["250"]["jaccard"] < 0.8
+    camera.crop(0, 0, 40, 52).save(tmp_path / "part.npz")
+    assert main(["localize", str(tmp_path / "m.tif"), "--camera", str(tmp_path / "part.npz")]) == 2
+    assert "maps are of (40, 52) pixels, the frames of (48, 52)" in capsys.readouterr().err
 
 
 def test_nothing_in_the_movie_is_a_result_too(tmp_path):

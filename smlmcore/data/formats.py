@@ -5,10 +5,11 @@ Every opener returns a `Movie` that reads frames when asked for them, and raises
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import tifffile
 
 from ..files import DataError
-from .movie import Movie, contiguous
+from .movie import MICROMETRES, Movie, contiguous
 
 
 def open_npy(path: Path) -> Movie:
@@ -108,21 +109,41 @@ def open_hdf5(path: Path) -> Movie:
         file.visititems(lambda name, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
     except (OSError, RuntimeError) as error:
         raise DataError(f"{path}: is no complete HDF5 file ({_line(error)}); copy it again") from None
-    return _largest(path, [d for d in found if d.dtype.kind in "buif"], file.close)
+    return _array(path, _largest(path, [d for d in found if d.dtype.kind in "buif"]), file.close)
 
 
 def open_zarr(path: Path) -> Movie:
-    """A Zarr array, or the largest array of a Zarr group; needs the package zarr."""
+    """A Zarr array, or the largest array in a Zarr group such as an OME-Zarr image; needs the package zarr."""
     try:
         import zarr
     except ImportError:
         raise DataError(f"{path}: is a Zarr store; pip install 'smlmcore[files]' to read it") from None
     try:
         store = zarr.open(path, mode="r")
-        arrays = [store] if isinstance(store, zarr.Array) else [a for _, a in store.arrays()]
+        whole = isinstance(store, zarr.Array)
+        found = {store.path: store} if whole else dict(store.members(max_depth=None))
+        arrays = {name: a for name, a in found.items() if isinstance(a, zarr.Array)}
+        data = _largest(path, list(arrays.values()))
+        name = next(n for n, a in arrays.items() if a is data)
+        groups = {"": store, **found}
+        return _array(path, data, None, {} if whole else _ome_scale(groups[name.rpartition("/")[0]].attrs))
+    except DataError:
+        raise
     except Exception as error:  # zarr raises many kinds for stores that are broken
         raise DataError(f"{path}: is no readable Zarr store ({_line(error)})") from None
-    return _largest(path, arrays, None)
+
+
+def _ome_scale(attributes: Mapping[str, Any]) -> dict[str, float]:
+    """The pixel size that OME-Zarr's metadata (0.4 or 0.5) states of the image in full size, if they do, in µm."""
+    try:
+        image = attributes.get("ome", attributes)["multiscales"][0]
+        axis = [a["name"] for a in image["axes"]].index("x")
+        unit = MICROMETRES[image["axes"][axis]["unit"].lower()]
+        changes = [*image["datasets"][0]["coordinateTransformations"], *image.get("coordinateTransformations", [])]
+        scale = math.prod(float(c["scale"][axis]) for c in changes if c["type"] == "scale")
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return {}
+    return {"pixel_size": unit * scale} if 0 < scale < math.inf else {}
 
 
 def open_ndtiff(path: Path) -> Movie:
@@ -196,31 +217,38 @@ def natural(name: str) -> list[Any]:
     return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", name)]
 
 
-def _largest(path: Path, arrays: list[Any], close: Callable[[], None] | None) -> Movie:
+def _largest(path: Path, arrays: list[Any]) -> Any:
     flat = [a for a in arrays if sum(n != 1 for n in a.shape) in (2, 3) and a.ndim >= 2]
     if not flat:
         found = ", ".join(str(tuple(a.shape)) for a in arrays) or "no arrays"
         raise DataError(f"{path}: holds {found}; expected one array (frame, y, x)")
-    return _array(path, max(flat, key=lambda a: int(np.prod(a.shape, dtype=np.int64))), close)
+    return max(flat, key=lambda a: int(np.prod(a.shape, dtype=np.int64)))
 
 
-def _array(path: Path, data: Any, close: Callable[[], None] | None = None) -> Movie:
-    """A movie over anything that slices like an array (frame, y, x), or is one image."""
-    shape = _shape(path, data.shape, data.dtype)
-    lead = data.ndim - 3  # axes of length one in front
-    if lead < 0:
-        return Movie(path, shape, data.dtype, lambda start, stop: np.asarray(data[...])[None], {}, (), close)
-    return Movie(path, shape, data.dtype, lambda a, b: np.asarray(data[(0,) * lead + (slice(a, b),)]), {}, (), close)
+def _array(
+    path: Path, data: Any, close: Callable[[], None] | None = None, camera: dict[str, float] | None = None
+) -> Movie:
+    """A movie over what slices like an array (frame, y, x), also with axes of length one between, or is one image."""
+    shape, camera = _shape(path, data.shape, data.dtype), camera or {}
+    lead: list[Any] = [0] * (data.ndim - 2)
+    if not lead:
+        return Movie(path, shape, data.dtype, lambda start, stop: np.asarray(data[...])[None], camera, (), close)
+    along = next((i for i, n in enumerate(data.shape[:-2]) if n != 1), len(lead) - 1)
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return np.asarray(data[*lead[:along], start:stop, *lead[along + 1 :]])
+
+    return Movie(path, shape, data.dtype, read, camera, (), close)
 
 
 def _shape(path: Path, sizes: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int]:
     if np.dtype(dtype).kind not in "buif":
         raise DataError(f"{path}: has pixels of {dtype}; expected integers or real numbers")
-    if len(sizes) < 2 or min(sizes) < 1 or any(n != 1 for n in sizes[:-3]):
+    if len(sizes) < 2 or min(sizes) < 1 or sum(n != 1 for n in sizes[:-2]) > 1:
         raise DataError(f"{path}: has shape {tuple(sizes)}; expected (frame, y, x), none of them zero")
     if len(sizes) >= 3 and sizes[-1] in (3, 4) and sizes[-2] > 8:
         raise DataError(f"{path}: has shape {tuple(sizes)}, like colours; save one channel as (frame, y, x)")
-    return (1, *sizes) if len(sizes) == 2 else tuple(map(int, sizes[-3:]))
+    return math.prod(map(int, sizes[:-2])), int(sizes[-2]), int(sizes[-1])
 
 
 def _line(error: BaseException) -> str:

@@ -27,7 +27,8 @@ BROKEN_SIGNS = ("TiffPages @", "TiffTag 270 @")
 CHUNK_BYTES = 16 * 2**20
 MICROMETRES = {
     "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "\\u00b5m": 1.0,
-    "nm": 1e-3, "pm": 1e-6, "å": 1e-4, "mm": 1e3, "cm": 1e4, "m": 1e6, "inch": 25400.0,
+    "nm": 1e-3, "nanometer": 1e-3, "pm": 1e-6, "å": 1e-4, "mm": 1e3, "millimeter": 1e3, "cm": 1e4, "m": 1e6,
+    "inch": 25400.0,
 }  # fmt: skip
 
 
@@ -94,7 +95,7 @@ def open_movie(path: str | os.PathLike) -> Movie:
     """Open a movie; nothing is loaded yet: frames are read, or mapped, when they are asked for.
 
     TIFF (plain, BigTIFF, OME, ImageJ, Micro-Manager), Picasso `.raw` with its `.yaml`, `.npy`, `.npz`, a zip of images,
-    HDF5, Zarr, NDTiff folders, and `.dax` with its `.inf` (see docs/files.md).
+    HDF5, Zarr and OME-Zarr, NDTiff folders, and `.dax` with its `.inf` (see docs/files.md).
 
     A single image is a movie of one frame.  A third axis of a TIFF counts as frames whatever it is called, unless it
     is a colour or a channel.  Raises `DataError`, in one line with the remedy, for a file that is missing, empty,
