@@ -5,7 +5,7 @@ that compile one function for different types at once both write number 1, and t
 of one process to the code of the other: wrong numbers, then and in all later processes.
 
 Here the name of such a file follows from what it was compiled for (source, types, processor), for functions of this
-package only, once this module is imported.  An index that loses the race lacks an entry, which is then made again.
+package and of the modules that it writes (`smlmcore_...`) only, once this module is imported.  An index that loses the race lacks an entry, which is then made again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class NamedByKey(IndexDataCacheFile):
 
 
 def _save_overload(self: FunctionCache, sig: Any, data: Any) -> None:
-    if self._py_func.__module__.partition(".")[0] == __package__:
+    if self._py_func.__module__.startswith(__package__):
         self._cache_file.__class__ = NamedByKey
     _numbas(self, sig, data)
 

@@ -1,4 +1,5 @@
-"""Draws tests/reference_layers.npz with torch: values and all gradients of each layer and of the encoders, in float64.
+"""Draws tests/reference_layers.npz with torch: values and all gradients of each layer and of the encoders, and the
+losses of a training, in float64.
 
     python tests/reference_layers.py
 
@@ -56,6 +57,17 @@ ENCODERS = {
     "unet_3d": (encoder.UNet(2, depth=1, width=3, axes=3, **PLAIN), (1, 1, 4, 5, 6)),
     "conv_encoder": (encoder.Conv((6, 7), 3, width=3, hidden=5), (4, 6, 7)),
 }
+
+
+TRAINED, STEPS, RATE = encoder.UNet(1, depth=2, width=8, **PLAIN), 200, 1e-3  # with Adam
+
+
+def training_data():
+    """Parameters, input and target of the training, (n, y, x, channel)."""
+    rng = np.random.default_rng(0)
+    p = TRAINED.init(rng, np.float64)
+    x = rng.normal(size=(2, 16, 16, 1))
+    return p, x, 0.5 * x + 0.1 * rng.normal(size=x.shape)
 
 
 def draw(name, layer, shape):
@@ -176,7 +188,16 @@ def main():
         if inner:
             arrays[f"{name}/dx"] = source.grad.numpy()
         arrays |= {f"{name}/d{k}": v.grad.numpy() for k, v in t.items() if v.grad is not None}
-    np.savez_compressed(FILE, **arrays)
+    p, x, target = training_data()
+    t = {k: torch.tensor(v, requires_grad=True) for k, v in p.items()}
+    adam, losses = torch.optim.Adam(t.values(), RATE), []
+    for _ in range(STEPS):
+        adam.zero_grad()
+        loss = F.mse_loss(last(unet(TRAINED, t, first(torch.tensor(x)))), torch.tensor(target))
+        loss.backward()
+        adam.step()
+        losses.append(loss.item())
+    np.savez_compressed(FILE, losses=losses, **arrays)
 
 
 if __name__ == "__main__":

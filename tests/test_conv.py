@@ -2,9 +2,7 @@
 
 import ctypes
 import importlib
-import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -421,21 +419,3 @@ def test_initial_parameters_keep_the_variance():
     # the variance of a sample variance is 2 / size
     assert abs(p["weight"].var() / (2 / 288) - 1) < 5 * (2 / size) ** 0.5
     assert not p["bias"].any()
-
-
-def test_code_of_other_types_in_the_cache_is_not_called(tmp_path):
-    """What two processes leave that compile at a time: one file with the code of the other."""
-    (tmp_path / "doubled.py").write_text(
-        "from smlmcore.layers.compiled import njit\n@njit()\ndef doubled(x):\n    return 2 * x.sum()\n"
-    )
-
-    def results():
-        spec = importlib.util.spec_from_file_location("doubled", tmp_path / "doubled.py")
-        found = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(found)
-        return [found.doubled(np.arange(4, dtype=dtype)) for dtype in (np.float32, np.float64)]
-
-    assert results() == [12, 12]
-    one, two = tmp_path.rglob("*.nbc")
-    shutil.copy(two, one)
-    assert results() == [12, 12]

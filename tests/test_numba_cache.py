@@ -25,7 +25,7 @@ def started(file, name):
     return module.half
 
 
-@pytest.mark.parametrize(("name", "right"), [("elsewhere", False), ("smlmcore.here", True)])
+@pytest.mark.parametrize(("name", "right"), [("elsewhere", False), ("smlmcore.here", True), ("smlmcore_written", True)])
 def test_two_processes_compile_one_function_at_once(name, right, tmp_path):
     """One is about to write its code when the other, which has found no index either, writes its own.
 

@@ -11,41 +11,46 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import prange
+from numba import get_num_threads, prange
 
 from .. import backend
 from ..autograd import op
 from ..backend import Array
 from .compiled import copy, frozen, link, njit
+from .direct import ceil
 from .simd import WIDEST, blocks, pack, product
 
-ROWS = 48  # rows of the result that a thread takes at a time
+ROWS = 64  # rows of the result that a thread takes at a time, at most
 
 
 @njit()
-def _rows(first, rows, a, row, step, length, packed, widths, init, out):
+def _rows(first, rows, a, row, step, length, weight, weight_step, widths, init, out):
     results, d = out.reshape(-1), out.shape[1]
     table, spare = np.zeros(1, np.int64), np.empty(rows * WIDEST, out.dtype)
     column = 0
     for width in widths:
-        w, x = column * length, first * row
+        w, x = column if weight_step else column * length, first * row
+        apart = weight_step if weight_step else width
         if column + width <= d:
             product(
-                width, a, x, packed, w, results, first * d + column, init, column,
-                table, length, row, step, width, d, 0, rows,
+                width, a, x, weight, w, results, first * d + column, init, column,
+                table, length, row, step, apart, d, 0, rows,
             )  # fmt: skip
         else:  # the last block is wider than what is left
-            product(width, a, x, packed, w, spare, 0, init, column, table, length, row, step, width, width, 0, rows)
+            product(width, a, x, weight, w, spare, 0, init, column, table, length, row, step, apart, width, 0, rows)
             for r in range(rows):
                 copy(spare, r * width, results, (first + r) * d + column, d - column)
         column += width
 
 
 @njit(parallel=True)
-def _matmul(a, row, step, length, packed, widths, init, out):
+def _matmul(a, row, step, length, weight, weight_step, widths, init, threads, out):
+    """`weight_step`: distance of the weight's rows, or 0 if it is packed."""
     rows = out.shape[0]
-    for chunk in prange(-(-rows // ROWS)):
-        _rows(chunk * ROWS, min(ROWS, rows - chunk * ROWS), a, row, step, length, packed, widths, init, out)
+    most = ceil(ceil(rows, threads * ceil(rows, threads * ROWS)), 4) * 4
+    for chunk in prange(ceil(rows, most)):
+        first = chunk * most
+        _rows(first, min(most, rows - first), a, row, step, length, weight, weight_step, widths, init, out)
 
 
 def matmul(a: Array, b: Array, bias: Array | None = None) -> Array:
@@ -66,7 +71,12 @@ def matmul(a: Array, b: Array, bias: Array | None = None) -> Array:
         init[:columns] = bias
     out = np.empty((len(a), columns), a.dtype)
     row, step = (s // a.itemsize for s in a.strides)
-    _matmul(frozen(a.ravel("K")), row, step, a.shape[1], pack(b, widths), widths, init, out)
+    whole = init.size == columns  # then the blocks are read where they lie
+    weight = np.ascontiguousarray(b).reshape(-1) if whole else pack(b, widths)
+    _matmul(
+        frozen(a.ravel("K")), row, step, a.shape[1], frozen(weight), columns if whole else 0,
+        widths, init, get_num_threads(), out,
+    )  # fmt: skip
     return out
 
 

@@ -135,22 +135,23 @@ def _filters(weight, back, widths):
     """
     kz = weight.shape[0]
     c, d = (weight.shape[4], weight.shape[3]) if back else (weight.shape[3], weight.shape[4])
-    packed = np.empty(TAPS * kz * c * d, weight.dtype)
+    packed, flat = np.empty(TAPS * kz * c * d, weight.dtype), weight.reshape(-1)
     for row in prange(kz * c):
         z, channel = row // c, row % c
         taps = np.empty(9 * WIDEST, weight.dtype)
         column = 0
         for width in widths:
-            for tap in range(9):
-                y, x = tap // 3, tap % 3
-                for i in range(width):
-                    if back:
-                        taps[tap * width + i] = weight[kz - 1 - z, 2 - y, 2 - x, column + i, channel]
-                    else:
-                        taps[tap * width + i] = weight[z, y, x, channel, column + i]
             plane = kz * c * width
-            start = column * TAPS * kz * c + row * width
-            transform(FILTER, at(taps, 0), 3 * width, width, 0, at(packed, start), 6 * plane, plane, 0, width, 1)
+            target = at(packed, column * TAPS * kz * c + row * width)
+            if back:
+                for tap in range(9):
+                    y, x = tap // 3, tap % 3
+                    for i in range(width):
+                        taps[tap * width + i] = weight[kz - 1 - z, 2 - y, 2 - x, column + i, channel]
+                transform(FILTER, at(taps, 0), 3 * width, width, 0, target, 6 * plane, plane, 0, width, 1)
+            else:
+                source = at(flat, (z * 9 * c + channel) * d + column)
+                transform(FILTER, source, 3 * c * d, c * d, 0, target, 6 * plane, plane, 0, width, 1)
             column += width
     return packed
 
