@@ -18,7 +18,7 @@ first process, the workers' imports and compiled code, what follows the chunks),
 starts workers with MALLOC_TRIM_THRESHOLD_=65536, with which the network's arrays cost 2.5 times the time: `cluster` gives them
 another.
 
-    python -m bench.localize [postprocessing] [workers] [FRAMES-PER_FRAME ...] [--movies DIR]
+    python -m bench.localize [postprocessing] [start] [memory] [workers] [FRAMES-PER_FRAME ...] [--movies DIR]
 
 runs some of the rows, such as 10000-60, and puts them in their place in the results; movies are kept in DIR.
 """
@@ -30,6 +30,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -57,6 +58,8 @@ CAMERA = Camera(offset=100.0, gain=0.5, read_noise=1.0, pixel_size=0.1)
 def rows() -> Iterator[Row]:
     """The rows of the in-process comparison, then those of whole processes."""
     yield from postprocessing()
+    yield start()
+    yield memory()
     yield from movies()
     yield workers()
     yield from learned()
@@ -244,11 +247,53 @@ def learned() -> Iterator[Row]:
             yield row
 
 
+def start() -> Row:
+    """From the command line to the first frame: imports, arguments, file, camera; caches warm."""
+    to_the_first_frame = (
+        "import sys; from smlmcore.localize.source import Source; Source.read = lambda *a: sys.exit(); "
+        "from smlmcore.cli import main; main(sys.argv[1:])"
+    )
+    with tempfile.TemporaryDirectory() as name:
+        movie, _ = write_movie(Path(name), 1000, 8)
+        ours = [sys.executable, "-c", to_the_first_frame, "localize", str(movie), "--out", f"{name}/out", "--quiet"]
+        theirs = [sys.executable, "-m", "picasso", "localize", "--help"]
+        peer = {"Picasso localize --help": theirs} if importlib.util.find_spec("picasso") else {}
+        run = {name: partial(process, command) for name, command in peer.items()}
+        return compare("localize, start until the first frame", partial(process, ours), run, repeat=3, target="<= 1 s")
+
+
+def memory(movies: Path | None = None) -> Row:
+    """Peak memory of whole processes: 20 000 frames, and 1000."""
+    code = (
+        "import sys; from pathlib import Path; from smlmcore.cli import main; main(sys.argv[1:]); "
+        "print(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])"
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder, most = Path(name), {}
+        for frames in (1000, 20_000):
+            movie, _ = write_movie(movies or folder, frames, 8)
+            options = ["--out", str(folder / "out"), "--method", "fit", "--overwrite", "--quiet"]
+            begin = time.perf_counter()
+            most[frames] = int(child([sys.executable, "-c", code, "localize", str(movie), *options])) / 1024
+            seconds = time.perf_counter() - begin
+        text = f"{most[20_000]:.0f} MB, with 1000 frames {most[1000]:.0f} MB"
+        target = "within 100 MB of 1000 frames"
+        return Row("localize 20 000 frames, 8 per frame: peak memory", seconds, {}, 20_000, target, text)
+
+
 def process(command: list[str]) -> float:
     """Seconds that a whole process takes."""
-    start = time.perf_counter()
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True)
-    return time.perf_counter() - start
+    begin = time.perf_counter()
+    child(command)
+    return time.perf_counter() - begin
+
+
+def child(command: list[str]) -> str:
+    """What a process says; bytecode is kept, as it is of packages that are installed."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return subprocess.run(
+        command, check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment
+    ).stdout
 
 
 def beside(movie: Path, truth: np.ndarray, size: tuple[int, int, int], warm: bool) -> tuple[float | None, str]:
@@ -304,7 +349,8 @@ def write_movie(folder: Path, frames: int, per_frame: int) -> tuple[Path, np.nda
 
 def main() -> None:
     """Some of the rows, by name."""
-    names = ["postprocessing", "workers", *(f"{n}-{k}" for n, k in MOVIES)]
+    single = {"start": start, "memory": lambda: memory(options.movies), "workers": lambda: workers(options.movies)}
+    names = ["postprocessing", *single, *(f"{n}-{k}" for n, k in MOVIES)]
     parser = argparse.ArgumentParser(prog="python -m bench.localize")
     parser.add_argument("rows", nargs="*", default=names, help=f"some of {', '.join(names)}")
     parser.add_argument("--movies", type=Path, metavar="DIR", help="where movies lie that are used again")
@@ -312,8 +358,8 @@ def main() -> None:
     for name in options.rows:
         if name == "postprocessing":
             found = list(postprocessing())
-        elif name == "workers":
-            found = [workers(options.movies)]
+        elif name in single:
+            found = [single[name]()]
         else:
             found = [whole_process(*map(int, name.split("-")), options.movies)]
         for row in found:

@@ -294,6 +294,32 @@ def test_chunks_are_taken_up_again(tmp_path, small_chunks, monkeypatch):
     assert done == [0, 1, 2]
 
 
+def test_stopped_while_it_cleared_up(tmp_path, small_chunks, monkeypatch):
+    movie = write_movie(tmp_path)
+    module, out = sys.modules["smlmcore.localize.run"], tmp_path / "out"
+    original = module.clear
+
+    def stop(plan):
+        plan.file(1).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "clear", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(movie, out, quiet=True)
+    first = (out / "localizations.hdf5").read_bytes()
+    (out / ".out.1234.part").mkdir()
+    with pytest.raises(data.DataError, match="exists already"):  # another run, not this one
+        run(movie, out, quiet=True, box=7)
+    monkeypatch.setattr(module, "clear", original)
+    report = run(movie, out, quiet=True)
+    assert (out / "localizations.hdf5").read_bytes() == first
+    assert report["localizations"] > 0
+    assert not (out / "chunks").exists()
+    assert not (out / ".out.1234.part").exists()
+    with pytest.raises(data.DataError, match="exists already"):
+        run(movie, out, quiet=True)
+
+
 def test_killed_in_the_midst_and_started_again(tmp_path):
     movie = write_movie(tmp_path, frames=40)
     code = (

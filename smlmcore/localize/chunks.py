@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ import numpy as np
 from .. import __version__, data, fit
 from ..psf import Gaussian2D
 from ..psf.base import PSF
+from . import finder
 from .background import BLOCK, background, flickering
 from .crowd import fit_peaks
 from .cut import cut
@@ -36,7 +38,7 @@ from .source import Source
 PIXELS = 1 << 22  # of a chunk: 16 MB, in the cache of many a processor
 FEWEST = 8  # frames of a chunk
 CHUNKS = "chunks"
-NETWORK, USUAL = "network.npz", "usual.npy"
+NETWORK = "network.npz"
 SIGMA = 1.3  # pixels, where the width of the PSF is to be found out
 SURE = 10  # isolated spots that are enough to tell it
 Chunk = tuple[np.ndarray, np.ndarray | None]  # frames, and where they are saturated
@@ -70,6 +72,16 @@ class Plan:
         return Path(self.folder) / CHUNKS / f"{number:06d}.npy"
 
     @property
+    def mark(self) -> Path:
+        """The file that says to which plan the chunks belong."""
+        return self.file(0).with_name("plan.txt")
+
+    @property
+    def usual(self) -> Path:
+        """Where that lies which holds for all chunks, see `usual`."""
+        return self.file(0).with_name("usual.npy")
+
+    @property
     def network(self) -> Path:
         """Where the network lies that is learned for this movie."""
         return self.file(0).with_name(NETWORK)
@@ -91,14 +103,18 @@ def chunk_size(shape: tuple[int, int, int]) -> int:
     return size // BLOCK * BLOCK if size >= BLOCK else size
 
 
+def begun(plan: Plan) -> bool:
+    """Whether a run with the same plan was stopped before its chunks were cleared away."""
+    return plan.mark.exists() and plan.mark.read_text() == plan.fingerprint
+
+
 def prepare(plan: Plan) -> list[int]:
     """Numbers of the chunks that are yet to be done; those of a run with other settings are removed first.
 
     Raises `DataError` for a folder `chunks` of somebody else's.
     """
-    chunks = Path(plan.folder) / CHUNKS
-    mark = chunks / "plan.txt"
-    if mark.exists() and mark.read_text() != plan.fingerprint:
+    chunks, mark = plan.mark.parent, plan.mark
+    if mark.exists() and not begun(plan):
         shutil.rmtree(chunks)
     chunks.mkdir(parents=True, exist_ok=True)
     if not mark.exists() and (foreign := [p for p in chunks.iterdir() if p.suffix != ".part"]):
@@ -106,14 +122,32 @@ def prepare(plan: Plan) -> list[int]:
     if not mark.exists():
         with data.atomic(mark) as temporary:
             temporary.write_text(plan.fingerprint)
+    for left in chunks.parent.glob(f".{chunks.parent.name}.*.part"):  # results half-written when a run was killed
+        shutil.rmtree(left, ignore_errors=True)
     return [n for n in range(len(plan.chunks)) if not plan.file(n).exists()]
+
+
+def clear(plan: Plan) -> None:
+    """Remove the chunks of a run that is done, but a network that was learned; the mark last, lest they be nobody's."""
+    if plan.learn:
+        os.replace(plan.network, Path(plan.folder) / NETWORK)
+    for path in plan.mark.parent.iterdir():
+        if path != plan.mark:
+            path.unlink(missing_ok=True)
+    shutil.rmtree(plan.mark.parent, ignore_errors=True)
+
+
+def compiled_before() -> bool:
+    """Whether numba has in its cache what a chunk needs, of which this is the first."""
+    first = finder._seek
+    return any(Path(first.stats.cache_path).glob(f"finder.{first.__name__}-*.nbi"))
 
 
 def compute(
     plan: Plan, source: Source, todo: Sequence[int], workers: int | None, scheduler: str | None
 ) -> Iterator[int]:
     """Do the chunks `todo`, here or by Dask; yields the number of each that is done."""
-    _save(plan.file(0).with_name(USUAL), usual(plan, source))
+    _save(plan.usual, usual(plan, source))
     if plan.learn and not plan.network.exists():
         learn_from(plan, source).save(plan.network)
     if workers is None and scheduler is None:
@@ -141,7 +175,7 @@ def do(plan: Plan, number: int, source: Source, chunk: Chunk | None = None) -> N
     """Localize one chunk, which may have been read already, and write its table."""
     first, last = plan.chunks[number]
     frames, full = source.read(first, last) if chunk is None else chunk
-    width, *light = np.load(plan.file(0).with_name(USUAL)).tolist()
+    width, *light = np.load(plan.usual).tolist()
     table = localize_frames(
         frames, source.camera.variance, plan.psf or Gaussian2D(), width, plan.box or box_of(width),
         plan.threshold, plan.false_positives, full, network_of(plan), plan.method == "network",

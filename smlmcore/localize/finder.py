@@ -239,27 +239,17 @@ fast = numba.njit(cache=True, error_model="numpy", fastmath={"reassoc", "contrac
 
 @fast
 def _columns(image, weights, out):
-    """Convolve down the columns."""
-    h, w = image.shape
+    """Convolve down the columns; `image` has `reach` rows of zeros more at both ends."""
+    h, w = out.shape
     reach = len(weights) - 1
     for i in range(h):
-        line, middle, a = out[i], image[i], weights[0]
+        middle, line, a = image[i + reach], out[i], weights[0]
         for j in range(w):
             line[j] = a * middle[j]
         for k in range(1, reach + 1):
-            a = weights[k]
-            if i >= k and i + k < h:
-                above, below = image[i - k], image[i + k]
-                for j in range(w):
-                    line[j] += a * (above[j] + below[j])
-            elif i >= k:
-                above = image[i - k]
-                for j in range(w):
-                    line[j] += a * above[j]
-            elif i + k < h:
-                below = image[i + k]
-                for j in range(w):
-                    line[j] += a * below[j]
+            a, above, below = weights[k], image[i + reach - k], image[i + reach + k]
+            for j in range(w):
+                line[j] += a * (above[j] + below[j])
 
 
 @fast
@@ -282,9 +272,9 @@ def _rows(image, weights, line, out):
 def _filtered(frame, expected, variance, scale, weights, rest, down, line, snr):
     """The matched filter of one frame, in units of the noise; `rest`, `down` and `line` are room to work in."""
     h, w = frame.shape
-    zero, largest = snr.dtype.type(0), snr.dtype.type(1e30)
+    zero, largest, reach = snr.dtype.type(0), snr.dtype.type(1e30), len(weights) - 1
     for y in range(h):
-        data, m, v, out = frame[y], expected[y], variance[y], rest[y]
+        data, m, v, out = frame[y], expected[y], variance[y], rest[y + reach]
         for x in range(w):
             r = (data[x] - m[x]) / v[x]
             out[x] = r if abs(r) < largest else zero  # neither NaN nor infinite
@@ -332,15 +322,25 @@ def _peaks_of(snr, threshold, at):
 @numba.njit(cache=True, parallel=True, error_model="numpy")
 def _scale_cpu(variance, weights, scale):
     m, h, w = variance.shape
-    one = variance.dtype.type(1)
+    one, reach = variance.dtype.type(1), len(weights) - 1
     square = weights * weights
     for i in numba.prange(m):
-        down, line = np.empty((h, w), scale.dtype), np.zeros(w + 2 * len(weights), scale.dtype)
-        _columns(one / variance[i], square, down)
+        inverse, down, line = _room(h, w, reach, square)
+        inverse[reach : reach + h] = one / variance[i]
+        _columns(inverse, square, down)
         _rows(down, square, line, scale[i])
         for y in range(h):
             for x in range(w):
                 scale[i, y, x] = one / np.sqrt(scale[i, y, x])
+
+
+@fast
+def _room(h, w, reach, like):
+    """An image with `reach` rows of zeros at both ends, one without, and a row with zeros: what a filter needs."""
+    image = np.empty((h + 2 * reach, w), like.dtype)
+    image[:reach] = 0
+    image[reach + h :] = 0
+    return image, np.empty((h, w), like.dtype), np.zeros(w + 2 * reach, like.dtype)
 
 
 @numba.njit(cache=True, parallel=True, error_model="numpy")
@@ -349,11 +349,7 @@ def _filter_cpu(frames, expected, variance, scale, weights, snr):
     m = len(expected)
     for i in numba.prange(n):
         part = i * m // n
-        rest, down, line = (
-            np.empty((h, w), snr.dtype),
-            np.empty((h, w), snr.dtype),
-            np.zeros(w + 2 * len(weights), snr.dtype),
-        )
+        rest, down, line = _room(h, w, len(weights) - 1, weights)
         _filtered(frames[i], expected[part], variance[part], scale[part], weights, rest, down, line, snr[i])
 
 
@@ -371,8 +367,8 @@ def _seek(frames, expected, variance, scale, weights, threshold, count, at, heig
     m = len(expected)
     for i in numba.prange(n):
         part = i * m // n
-        rest, down, snr = np.empty((h, w), np.float32), np.empty((h, w), np.float32), np.empty((h, w), np.float32)
-        line = np.zeros(w + 2 * len(weights), np.float32)
+        rest, down, line = _room(h, w, len(weights) - 1, weights)
+        snr = np.empty((h, w), np.float32)
         _filtered(frames[i], expected[part], variance[part], scale[part], weights, rest, down, line, snr)
         count[i] = _peaks_of(snr, threshold[0], at[i])
         for k in range(min(count[i], at.shape[1])):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -24,6 +23,7 @@ from .evaluate import evaluate
 from .finder import find
 from .render import render
 from .source import known_camera, truth_of
+from .stopwatch import Stopwatch
 
 OUTPUTS = ("localizations.hdf5", "localizations.yaml", "localizations.csv", "model.npz", "report.json", "report.png")
 TRAINING_STEPS = 1400  # enough for the encoder to reach the bound on a movie of any length
@@ -76,8 +76,7 @@ def fit_movie(
     if device not in ("cpu", "gpu"):
         raise ValueError(f"fit_movie got device={device!r}; expected 'cpu' or 'gpu'")
     folder = check_folder(out, overwrite)
-    seconds: dict[str, float] = {}
-    clock = Stopwatch(seconds)
+    clock = Stopwatch()
     with data.open_movie(movie) as source:
         settings, camera_from = known_camera(source, camera or {})
         spots = find_spots(source, settings, box, sigma, threshold, quiet)
@@ -122,7 +121,7 @@ def fit_movie(
         **numbers,
     }
     report["loss"] |= {"train": history["train"][-1], "validation": min(history["validation"])}
-    report["seconds"] = seconds
+    report["seconds"] = clock.record
     clock.lap("evaluate")
     figure = draw(report, table, shape, spots, predicted, trainer.held_out, history, errors)
     write(folder, table, settings, shape, model, report, figure)
@@ -222,14 +221,3 @@ def write(
         model.save(temporary / "model.npz")
         figure.savefig(temporary / "report.png", dpi=110)
         (temporary / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-
-
-class Stopwatch:
-    """Seconds by stage, into `record`."""
-
-    def __init__(self, record: dict[str, float]) -> None:
-        self.record, self.last = record, time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.record[stage], self.last = round(now - self.last, 3), now

@@ -1,22 +1,17 @@
 """From movies to a table, an image and a report: `smlmcore localize`.
 
-The chunks (`chunks`) make the table; here follow drift, events, image, scores and the files of a run.
+The chunks (`chunks`) make the table; what follows from it, and the files, are in `results`.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from tqdm import tqdm
 
 from .. import data, fit
@@ -24,18 +19,29 @@ from ..layers import keep_freed
 from ..psf import Gaussian2D
 from ..psf.base import PSF
 from .believe import believe
-from .chunks import CHUNKS, NETWORK, SIGMA, USUAL, Plan, box_of, chunk_size, compute, describe, gather, prepare
-from .drift import Drift, correct, cross_correlation, drift, fiducials
+from .chunks import (
+    SIGMA,
+    Plan,
+    begun,
+    box_of,
+    chunk_size,
+    clear,
+    compiled_before,
+    compute,
+    describe,
+    gather,
+    prepare,
+)
 from .finder import false_positives as rate_of
 from .finder import threshold_for
-from .frc import decorrelation, frc
-from .link import link, on_time
 from .network import Network
-from .render import render, save_image
+from .results import follow, keep, write
 from .score import score
 from .source import Source, truth_of
+from .stopwatch import Stopwatch
 
 METHODS = ("auto", "network", "fit")
+LOCALIZING = "localizing"
 WIDEST = 10.0  # pixels, of the PSF
 MARGIN = 5.0  # pixels: scores are given with and without what is so near to the border
 SETTINGS = {  # what settings.yaml holds, and of which kind
@@ -73,8 +79,6 @@ def run(
     found out from the movie; `box`: odd side of the images that are fitted, default 2 * ceil(3 sigma) + 1.
     `false_positives`: in each frame, or `threshold` in units of the noise, see `find`.  `gap`: dark frames within an
     event.  `undrift`: correct the drift, by the beads at `marks` (x, y in pixels) if there are any.  `zoom`: pixels of
-    `false_positives`: in each frame, or `threshold` in units of the noise, see `find`.  `gap`: dark frames within an
-    event.  `undrift`: correct the drift, by the beads at `marks` (x, y in pixels) if there are any.  `zoom`: pixels of
     the image per pixel of the camera.  `csv`: the table for ThunderSTORM as well.
 
     `method`: "fit": maximum likelihood from the filter's peaks; "network": all that a network sees, refined; "auto":
@@ -88,37 +92,14 @@ def run(
     A run that was interrupted goes on if it is started again in the same way.  Returns the report.
     Raises `data.DataError` if the files or what is in them do not do, or if `out` holds results and not `overwrite`.
     """
-    clock = time.perf_counter()
-    seconds: dict[str, float] = {}
-
-    def lap(stage: str) -> None:
-        nonlocal clock
-        now = time.perf_counter()
-        seconds[stage], clock = round(now - clock, 3), now
-
+    clock = Stopwatch()
     paths = [movies] if isinstance(movies, str | os.PathLike) else list(movies)
     folder = Path(out)
     if folder.is_file():
         raise data.DataError(f"{folder} is a file; expected a folder for the results")
-    data.refuse_existing(folder / "localizations.hdf5", overwrite=overwrite)
-    for name, value, good, expected in (
-        ("gap", gap, isinstance(gap, Integral) and gap >= 0, "a number of frames, 0 or more"),
-        ("box", box, box is None or (box % 2 == 1 and 5 <= box <= 31), "an odd number of pixels from 5 to 31"),
-        ("sigma", sigma, sigma is None or 0 < sigma <= WIDEST, f"pixels above 0, at most {WIDEST:g}"),
-        ("threshold", threshold, threshold is None or 0 < threshold < np.inf, "standard deviations above 0"),
-        ("zoom", zoom, 0 < zoom < np.inf, "a number above 0"),
-        ("workers", workers, workers is None or workers >= 1, "1 or more"),
-        ("method", method, method in METHODS, ", ".join(METHODS)),
-        ("method", method, method != "network" or psf is None or isinstance(psf, Gaussian2D), "fit for this PSF"),
-        ("learn", learn, not learn or (method != "fit" and model is None), "another method than fit, and no model"),
-        ("learn", learn, not learn or psf is None or isinstance(psf, Gaussian2D), "False for this PSF"),
-    ):  # an error now rather than in a worker, or at the end
-        if not good:
-            raise ValueError(f"localize got {name}={value!r}; expected {expected}")
+    check(psf, sigma, box, threshold, gap, zoom, method, model, learn, workers)
     method = method if psf is None or isinstance(psf, Gaussian2D) else "fit"
     keep_freed()
-    if model is not None:
-        Network.load(model)  # an error now
     with Source(paths, camera or {}) as source:
         plan = Plan(
             tuple(str(Path(p).resolve()) for p in paths),
@@ -129,29 +110,13 @@ def run(
         )  # fmt: skip
         if threshold is None:
             threshold_for(false_positives, source.shape[1:], sigma or SIGMA)  # raises for a rate that cannot be
+        data.refuse_existing(folder / "localizations.hdf5", overwrite=overwrite or begun(plan))
         todo = prepare(plan)
-        lap("open")
-        with tqdm(total=source.shape[0], desc="localizing", unit="frame", disable=True if quiet else None) as bar:
-            bar.update(source.shape[0] - sum(b - a for a, b in (plan.chunks[n] for n in todo)))
-            bar.unpause()
-            for number in compute(plan, source, todo, workers, scheduler):
-                first, last = plan.chunks[number]
-                bar.update(last - first)
-        lap("localize")
-        table = gather(plan)
-        width = float(np.load(plan.file(0).with_name(USUAL))[0])
-        counts = {s.name: int((table["status"] == s).sum()) for s in fit.Status}
-        table, dropped = keep(table, source.shape)
-        lap("gather")
+        clock.lap("open")
+        table, width = localize(plan, source, todo, workers, scheduler, quiet)
+        clock.lap("localize")
         report = {
-            "movie": {
-                "files": [Path(p).name for p in paths],
-                "frames": source.shape[0],
-                "height": source.shape[1],
-                "width": source.shape[2],
-            },
-            "camera": source.camera.describe(),
-            "camera_from": source.camera_from,
+            **about(source, paths, table),
             "settings": {
                 "method": method,
                 "network": "none" if method == "fit" else "learned" if learn else str(model or "of the package"),
@@ -165,38 +130,94 @@ def run(
                 "gap": gap,
                 "zoom": zoom,
             },
-            "warnings": list(source.warnings),
-            "localizations": len(table),
-            "crowded": int(table["crowded"].sum()),
-            "status": counts,
-            "dropped": dropped,
         }
+        table, report["dropped"] = keep(table, source.shape)
+        report["localizations"], report["crowded"] = len(table), int(table["crowded"].sum())
         report["model"] = believe(source, table, psf or Gaussian2D(), width)
         if not report["model"].get("believable", True):
             report["warnings"].append(
                 "the model does not explain the frames: chi square per pixel near the molecules is "
                 f"{report['model']['near_emitters']['chi2_per_pixel']:.2f}; look at the residuals, or use another PSF"
             )
-        lap("check")
-        result = finish(source, table, report, undrift, marks, gap, zoom, lap)
+        clock.lap("check")
+        found = follow(source, table, report, undrift, marks, gap, zoom, clock.lap)
         truth = truth_of(paths)
         if truth is not None:
             size, inner = source.camera.pixel_size, {"margin": MARGIN, "shape": source.shape[1:]}
             report["score"] = {"whole_field": score(table, truth, size)}
             report["score"]["inside"] = score(table, truth, size, **inner)
-            lap("score")
-        report["seconds"] = seconds
+            clock.lap("score")
+        report["seconds"] = clock.record
         given = {
             "movies": [str(p) for p in paths], "camera": dict(camera or {}), "sigma": sigma, "box": box,
             "threshold": threshold, "false_positives": false_positives, "gap": gap, "undrift": undrift,
             "marks": None if marks is None else [list(map(float, m)) for m in marks], "zoom": zoom, "csv": csv,
             "method": method, "model": None if model is None else str(model), "learn": learn,
         }  # fmt: skip
-        write(folder, source, result, report, given, psf or Gaussian2D(), csv, zoom, lap)
-        if learn:
-            os.replace(plan.network, folder / NETWORK)
-    shutil.rmtree(folder / CHUNKS, ignore_errors=True)
+        write(folder, source, found, report, given, psf or Gaussian2D(), clock.lap)
+    clear(plan)
     return report
+
+
+def check(
+    psf: PSF | None,
+    sigma: float | None,
+    box: int | None,
+    threshold: float | None,
+    gap: int,
+    zoom: float,
+    method: str,
+    model: Any,
+    learn: bool,
+    workers: int | None,
+) -> None:
+    """Raise `ValueError` for settings that cannot be: now rather than in a worker, or at the end."""
+    gaussian = psf is None or isinstance(psf, Gaussian2D)
+    for name, value, good, expected in (
+        ("gap", gap, isinstance(gap, Integral) and gap >= 0, "a number of frames, 0 or more"),
+        ("box", box, box is None or (box % 2 == 1 and 5 <= box <= 31), "an odd number of pixels from 5 to 31"),
+        ("sigma", sigma, sigma is None or 0 < sigma <= WIDEST, f"pixels above 0, at most {WIDEST:g}"),
+        ("threshold", threshold, threshold is None or 0 < threshold < np.inf, "standard deviations above 0"),
+        ("zoom", zoom, 0 < zoom < np.inf, "a number above 0"),
+        ("workers", workers, workers is None or workers >= 1, "1 or more"),
+        ("method", method, method in METHODS, ", ".join(METHODS)),
+        ("method", method, method != "network" or gaussian, "fit for this PSF"),
+        ("learn", learn, not learn or (method != "fit" and model is None), "another method than fit, and no model"),
+        ("learn", learn, not learn or gaussian, "False for this PSF"),
+    ):
+        if not good:
+            raise ValueError(f"localize got {name}={value!r}; expected {expected}")
+    if model is not None:
+        Network.load(model)  # an error as well
+
+
+def localize(
+    plan: Plan, source: Source, todo: Sequence[int], workers: int | None, scheduler: str | None, quiet: bool
+) -> tuple[np.ndarray, float]:
+    """The table of all chunks, of which those in `todo` are still to be done, and the width of the PSF."""
+    frames = source.shape[0]
+    first = "compiling, once (about a minute)" if todo and not compiled_before() else LOCALIZING
+    with tqdm(total=frames, desc=first, unit="frame", disable=True if quiet else None) as bar:
+        bar.update(frames - sum(b - a for a, b in (plan.chunks[n] for n in todo)))
+        bar.unpause()
+        for number in compute(plan, source, todo, workers, scheduler):
+            begin, end = plan.chunks[number]
+            bar.set_description(LOCALIZING, refresh=False)
+            bar.update(end - begin)
+    return gather(plan), float(np.load(plan.usual)[0])
+
+
+def about(source: Source, paths: Sequence[str | os.PathLike[str]], table: np.ndarray) -> dict[str, Any]:
+    """The report's first numbers: the movie, its camera, how the fits ended."""
+    frames, height, width = source.shape
+    files = [Path(p).name for p in paths]
+    return {
+        "movie": {"files": files, "frames": frames, "height": height, "width": width},
+        "camera": source.camera.describe(),
+        "camera_from": source.camera_from,
+        "warnings": list(source.warnings),
+        "status": {s.name: int((table["status"] == s).sum()) for s in fit.Status},
+    }
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -211,120 +232,3 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
                 f"{path}: has {name}: {value!r}; expected settings of an earlier run: {', '.join(SETTINGS)}"
             )
     return {"movies": [], "camera": {}, **stored}
-
-
-def keep(table: np.ndarray, shape: tuple[int, int, int]) -> tuple[np.ndarray, dict[str, int]]:
-    """The rows that are localizations, and how many are not, by reason."""
-    h, w = shape[1:]
-    failed = (table["status"] == fit.Status.singular) | (table["status"] == fit.Status.invalid_input)
-    unsure = ~failed & ~(
-        np.isfinite(table["lpx"]) & np.isfinite(table["lpy"]) & (table["lpx"] > 0) & (table["lpy"] > 0)
-    )
-    # light of molecules beyond the border comes in; where they are is extrapolation
-    outside = (
-        ~failed
-        & ~unsure
-        & ~((abs(table["x"] - (w - 1) / 2) <= w / 2 + 0.5) & (abs(table["y"] - (h - 1) / 2) <= h / 2 + 0.5))
-    )
-    reasons = {"fit_failed": failed, "no_uncertainty": unsure, "outside_of_the_field": outside}
-    return table[~(failed | unsure | outside)], {name: int(mask.sum()) for name, mask in reasons.items()}
-
-
-# ---------------------------------------------------------------- what follows
-
-
-@dataclass
-class Found:
-    """What a run has found: the table as fitted, the drift, the table without it, events, image and resolution."""
-
-    raw: np.ndarray
-    drift: Drift | None
-    table: np.ndarray
-    events: np.ndarray
-    image: np.ndarray
-    curve: Any
-    check: Drift | None
-
-
-def finish(source, table, report, undrift, marks, gap, zoom, lap) -> Found:
-    """Drift, events, image and resolution; their numbers go into the report."""
-    frames, h, w = source.shape
-    pixel = 1000 * (source.camera.pixel_size or np.nan)
-    path = check = None
-    corrected = table
-    if undrift and len(table):
-        path = fiducials(table, np.asarray(marks), 3.0, frames) if marks else drift(table, frames)
-        if np.isfinite(path.x_error).any():
-            corrected = correct(table, path)
-            _, check = cross_correlation(table, frames, max(2, min(16, frames // 50)))
-            apart = np.sqrt(np.mean((path.x - check.x) ** 2 + (path.y - check.y) ** 2) / 2)
-            report["drift"] = {
-                "method": "fiducials" if marks else "likelihood",
-                "range_nm": [float(np.ptp(v)) * pixel for v in (path.x, path.y)],
-                "error_nm": float(np.median(path.x_error)) * pixel,
-                "cross_correlation_differs_by_nm": float(apart) * pixel,
-            }
-        else:
-            path = None
-            report["warnings"].append(
-                "the drift is not corrected: the localizations are too few, or show no structure that is seen again"
-            )
-    lap("drift")
-    events, _ = link(corrected, gap)
-    on = on_time(events, frames)
-    report["events"] = {"number": len(events), "on_time_frames": on.mean, "on_time_error": on.error}
-    lap("link")
-    image = render(corrected, (h, w), zoom, "own")
-    lap("render")
-    curve = None
-    if len(table) >= 100:
-        curve = frc(corrected, (h, w))
-        alone = decorrelation(image, zoom) if min(image.shape) >= 8 else None
-        report["resolution"] = {
-            "frc_nm": curve.resolution * pixel,
-            "frc_error_nm": curve.error * pixel,
-            "decorrelation_nm": alone.resolution * pixel if alone else np.nan,
-        }
-    lap("resolution")
-    for name in ("photons", "background", "lpx", "sigma_x"):
-        if name in table.dtype.names and len(table):
-            report.setdefault("median", {})[name] = float(np.median(table[name]))
-    alone = table[table["crowded"] == 0]
-    if len(alone):
-        report["median"]["chi2_isolated"] = float(np.median(alone["chi2"]))
-    return Found(table, path, corrected, events, image, curve, check)
-
-
-def write(folder, source, found, report, given, psf, csv, zoom, lap) -> None:
-    """All files, first into a temporary folder, so that a failure leaves nothing half-written."""
-    from . import report as page
-
-    shape, size = source.shape, source.camera.pixel_size
-    with data.atomic_folder(folder) as temporary:
-        info = {"Localize": "smlmcore", "Movie": report["movie"]["files"][0]}
-        data.write_picasso(temporary / "localizations.hdf5", found.table, shape, size, info)
-        data.write_picasso(temporary / "events.hdf5", found.events, shape, size, info)
-        if csv:
-            data.write_thunderstorm(temporary / "localizations.csv", found.table, size)
-        if found.drift is not None:
-            d = found.drift
-            columns = [np.arange(len(d.x)), d.x, d.y, d.x_error, d.y_error]
-            names = "frame,x,y,x_error,y_error"
-            if d.z is not None:
-                columns, names = [*columns, d.z, d.z_error], names + ",z,z_error"
-            np.savetxt(
-                temporary / "drift.csv",
-                np.stack(columns, 1),
-                ["%d"] + ["%.5f"] * (len(columns) - 1),
-                ",",
-                header=names,
-                comments="",
-            )
-        (temporary / "settings.yaml").write_text(yaml.safe_dump(given, sort_keys=False), encoding="utf-8")
-        save_image(temporary / "image.tif", found.image, size / zoom)
-        save_image(temporary / "image.png", found.image, size / zoom)
-        samples = page.samples(source, found.raw, psf)
-        text = page.html(report, found, (temporary / "image.png").read_bytes(), samples, source.camera)
-        lap("write")
-        (temporary / "report.html").write_text(text, encoding="utf-8")
-        (temporary / "report.json").write_text(json.dumps(page.finite(report), indent=2) + "\n")
