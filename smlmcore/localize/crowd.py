@@ -1,8 +1,8 @@
 """All emitters of some frames: one fit for each peak, and for those that overlap a joint one.
 
 A peak by itself is fitted by `fit.mle`, with any PSF.  Emitters that others shine on, that one emitter does not explain
-(chi square, a clover leaf in the residual, or a Gaussian's width), or that the border cuts, go to `joint.fit`, which
-fits them together and finds those hidden beside them.  There Gaussians have the movie's usual width: it cannot be told
+(chi square, or a Gaussian's width), or that the border cuts, go to `joint.fit`, which fits them together and finds
+those hidden beside them.  There Gaussians have the movie's usual width: it cannot be told
 from their distance.  Who turns out to be alone, and of another width than usual, keeps the fit of its own.
 """
 
@@ -20,9 +20,8 @@ from ..psf.base import PSF
 from . import joint
 from .emitters import Emitters
 
-UNEXPLAINED = 3.0  # standard deviations of chi square
+UNEXPLAINED = 2.0  # standard deviations of chi square
 WIDE = 2.5  # standard errors by which a spot is wider than usual
-LEAF = 3.0  # standard deviations of the clover leaf that two emitters leave, see `joint`
 ASTRAY = 2.0  # pixels from the peak, at which a fit has lost it
 
 
@@ -66,8 +65,6 @@ def alone(
     doubt = ~(found.chi2 <= pixels - len(psf.names) + UNEXPLAINED * np.sqrt(2.0 * pixels)) | ~good
     if (column := width_of(psf)) >= 0:
         doubt |= ~(theta[:, column] - sigma < WIDE * found.errors[:, column])
-    sure = np.flatnonzero(~doubt)
-    doubt[sure] = joint.clovers(images[sure], noise[sure], theta[sure], psf, sigma) > LEAF
     theta[:, 0] += x - half
     theta[:, 1] += y - half
     snr, crowded = peaks["snr"].astype(np.float32), np.zeros(n, bool)

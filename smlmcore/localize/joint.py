@@ -11,9 +11,9 @@ beside one that has moved again.  What photons an emitter usually has may count 
 
 Is there one emitter more?  Two that were taken for one leave a residual like a clover leaf: of the PSF's second
 derivatives, xx - yy and xy, to which brightness, position and an error of the width are orthogonal.  Where these are
-TRY standard deviations strong, the emitter is split along their axis; where the residual has a peak of LOOKS, APART from
-all others, one is added there.  Either stays if the likelihood gains PROOF nats, and an emitter that is not CERTAIN goes
-if it brings less.
+TRY standard deviations strong, the emitter is split along their axis; where the residual has a peak of LOOKS that is
+APART from all others, one is added.  Either stays if the likelihood gains PROOF nats, and an emitter that is not
+CERTAIN goes if it brings less.
 
 Everything of a frame stays in the second cache.  Images are strips of pixels in rows of whole vectors, at offsets in
 one flat array that are known to the compiler, so that all loops over them become vectors.  Floor, for an emitter in 9²
@@ -164,6 +164,29 @@ def _product(s, image, start, out, size):
 
 
 @fast
+def _normal(s, image, start, size):
+    """All products of three derivatives under the weights, with their sums and those with the residual, in one pass."""
+    xx = yx = yy = nx = ny = nn = x = y = n = gx = gy = gn = np.float32(0)
+    for j in range(size):
+        a, b, c = get(s, image + j), get(s, image + STRIP + j), get(s, image + 2 * STRIP + j)
+        w, r = get(s, WEIGHT + start + j), get(s, REST + start + j)
+        wa, wb, wc = w * a, w * b, w * c
+        xx += wa * a
+        yx += wa * b
+        yy += wb * b
+        nx += wa * c
+        ny += wb * c
+        nn += wc * c
+        x += wa
+        y += wb
+        n += wc
+        gx += r * a
+        gy += r * b
+        gn += r * c
+    return (xx, yx, yy, nx, ny, nn), (x, y, n), (gx, gy, gn)
+
+
+@fast
 def _dot(s, a, b, size):
     total = np.float32(0)
     for j in range(size):
@@ -299,7 +322,7 @@ def _evaluate(s, w, scene, light, window, k, theta, row):
         _add(s, IMAGES + e * EMITTER, (row[e] - top) * wide, scene[4] * wide)
     value, weights, rest = _weigh(s, rows * wide)
     total = np.float64(value)
-    for e in range(k):
+    for e in range(k if light[1] < np.inf else 0):
         far = (theta[e, 2] - light[0]) / light[1]
         total -= 0.5 * (TAILS + 1) * math.log(1 + far * far / TAILS)
     return total, weights, rest
@@ -312,24 +335,30 @@ def _assemble(s, scene, light, window, k, theta, row, weights, rest, information
     top, wide, last = window[0], axis.whole(window[3]), k * free
     information[last, last], gradient[last] = weights, rest
     for e in range(k):
-        start = (row[e] - top) * wide
-        for a in range(free):
-            u, product, image = e * free + a, PRODUCTS + a * STRIP, IMAGES + e * EMITTER + STRIP
-            information[last, u], gradient[u] = _product(s, image + a * STRIP, start, product, box * wide)
-            for b in range(a + 1):
-                information[u, e * free + b] = _dot(s, image + b * STRIP, product, box * wide)
+        start, image, size = (row[e] - top) * wide, IMAGES + e * EMITTER + STRIP, box * wide
+        if free == 3:
+            own, sums, slopes = _normal(s, image, start, size)
+            for a in range(3):
+                information[last, e * 3 + a], gradient[e * 3 + a] = sums[a], slopes[a]
+                for b in range(a + 1):
+                    information[e * 3 + a, e * 3 + b] = own[a * (a + 1) // 2 + b]
+        for a in range(free if free != 3 or e > 0 else 0):
+            u, product = e * free + a, PRODUCTS + a * STRIP
+            information[last, u], gradient[u] = _product(s, image + a * STRIP, start, product, size)
+            for b in range(a + 1 if free != 3 else 0):
+                information[u, e * free + b] = _dot(s, image + b * STRIP, product, size)
             for f in range(e):  # where their rows meet
                 y = max(row[e], row[f])
-                size = (box - abs(row[e] - row[f])) * wide
+                common = (box - abs(row[e] - row[f])) * wide
                 for b in range(free):
                     other = IMAGES + f * EMITTER + (b + 1) * STRIP + (y - row[f]) * wide
-                    t = _dot(s, other, product + (y - row[e]) * wide, size) if size > 0 else np.float32(0)
+                    t = _dot(s, other, product + (y - row[e]) * wide, common) if common > 0 else np.float32(0)
                     information[u, f * free + b] = t
-            if a == 2:
-                far = (theta[e, 2] - light[0]) / light[1]
-                pull = (TAILS + 1) / (TAILS + far * far) / light[1]
-                gradient[u] -= pull * far
-                information[u, u] += pull / light[1]
+        if light[1] < np.inf:
+            far, u = (theta[e, 2] - light[0]) / light[1], e * free + 2
+            pull = (TAILS + 1) / (TAILS + far * far) / light[1]
+            gradient[u] -= pull * far
+            information[u, u] += pull / light[1]
     return last + 1
 
 
@@ -714,21 +743,6 @@ def _frames(
         count[f] = kept
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _clovers(begin, end, scene, sigma, images, noise, theta, scratch, strength):
-    box, row = scene[4], np.zeros(1, np.int64)
-    wide, window = axis.whole(box), (0, 0, box, box)
-    s, w = np.zeros(SIZE, np.float32), np.zeros(scratch, np.float32)
-    for n in range(begin, end):
-        for i in range(box):
-            for j in range(box):
-                q, v = i * wide + j, noise[n, i, j]
-                s[COUNT + q], s[BASE + q] = max(images[n, i, j] + v, np.float32(0)), v
-                s[ON + q] = v < NOWHERE
-        _evaluate(s, w, scene, (0.0, math.inf), window, 1, theta[n : n + 1], row)
-        strength[n] = _clover(s, 0, sigma, scene, window, theta[n], 0)[0]
-
-
 def fit(
     frames: np.ndarray,
     starts: np.ndarray,
@@ -792,16 +806,6 @@ def fit(
         np.repeat(frame[:-1], count), theta, errors, own[:, -1].astype(np.int8), own[:, -3].astype(np.float32),
         own[:, -2].astype(np.float32), theta[:, 2] / errors[:, 2], np.ones(len(own), bool),
     )  # fmt: skip
-
-
-def clovers(images: np.ndarray, noise: np.ndarray, theta: np.ndarray, psf: PSF, sigma: float) -> np.ndarray:
-    """Strength of the clover leaf in `images` (n, box, box) of one emitter each, at `theta` (n, p) of `psf`."""
-    names, scene, scratch = _scene(psf, images.shape[1])
-    theta = np.concatenate([theta, np.full((len(theta), len(names) - theta.shape[1]), sigma)], 1)
-    strength = np.zeros(len(images))
-    given = scene, float(sigma), images, noise, theta, scratch, strength
-    _share(len(images), 64 * BLOCK, lambda begin, end: _clovers(begin, end, *given))
-    return strength
 
 
 def _scene(psf: PSF, box: int) -> tuple[tuple[str, ...], tuple[Any, ...], int]:
