@@ -49,6 +49,7 @@ TRY, LOOKS, PROOF = 3.0, 3.0, 8.0
 HOPE = 1.5  # a trial ends where thrice the gain that a step promises would not be enough
 CERTAIN = 8.0  # photons over their standard error above which an emitter in a group is not in doubt
 WEAK = 2.0  # the same for any emitter, below which it is no more than noise
+EVEN = 0.05  # scatter of widths, relative, up to which they are held
 TAILS = 4.0  # degrees of freedom of the t distribution of photons: a bead is no crowd of molecules
 LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e6
 NOWHERE = np.float32(1e12)  # variance of a pixel that says nothing
@@ -284,7 +285,7 @@ def _judge(s, size):
 @compiled
 def _draw(s, w, scene, theta, e, row, top, left, columns):
     """Light and derivatives of emitter e of a group in the rows of its box."""
-    address, constants, gaussian, background, box, free = scene
+    address, constants, gaussian, background, box, free, order = scene
     wide, image = axis.whole(columns), IMAGES + e * EMITTER
     if gaussian:
         _tables(s, X, left, theta[0], theta[4], columns)
@@ -294,10 +295,9 @@ def _draw(s, w, scene, theta, e, row, top, left, columns):
     p, size = len(theta), box * box
     own, column = w[:p], min(max(round(theta[0]) - box // 2, left), left + columns - box)
     for a in range(p):
-        own[a] = theta[a]
-    own[0] -= np.float32(column)
-    own[1] -= np.float32(row)
-    own[background] = np.float32(0)
+        own[order[a]] = np.float32(0) if a == background else theta[a]
+    own[order[0]] -= np.float32(column)
+    own[order[1]] -= np.float32(row)
     value, partials = w[p : p + size].reshape(box, box), w[p + size : p + size + p * size].reshape(p, box, box)
     call_psf(address, own, constants, value, partials, w[p + size + p * size :], box, box)
     for j in range(box * wide):
@@ -308,7 +308,7 @@ def _draw(s, w, scene, theta, e, row, top, left, columns):
             q = image + i * wide + column - left + j
             s[q] = value[i, j]
             for c in range(len(free)):
-                s[q + (c + 1) * STRIP] = partials[free[c], i, j]
+                s[q + (c + 1) * STRIP] = partials[order[free[c]], i, j]
 
 
 @compiled
@@ -325,6 +325,8 @@ def _evaluate(s, w, scene, light, window, k, theta, row):
     for e in range(k if light[1] < np.inf else 0):
         far = (theta[e, 2] - light[0]) / light[1]
         total -= 0.5 * (TAILS + 1) * math.log(1 + far * far / TAILS)
+    for e in range(k if light[3] > 0 else 0):
+        total -= 0.5 * ((theta[e, 4] - light[2]) / light[3]) ** 2
     return total, weights, rest
 
 
@@ -359,6 +361,9 @@ def _assemble(s, scene, light, window, k, theta, row, weights, rest, information
             pull = (TAILS + 1) / (TAILS + far * far) / light[1]
             gradient[u] -= pull * far
             information[u, u] += pull / light[1]
+        if light[3] > 0:
+            gradient[e * free + 3] -= (theta[e, 4] - light[2]) / light[3] ** 2
+            information[e * free + 3, e * free + 3] += 1 / light[3] ** 2
     return last + 1
 
 
@@ -753,13 +758,15 @@ def fit(
     box: int | None = None,
     light: tuple[float, float] | None = None,
     others: np.ndarray | None = None,
+    uneven: float = 0.0,
 ) -> Emitters:
     """Fit all emitters in `frames` (n, h, w) from `starts`, a table of frame and parameters that is sorted by frame.
 
     `behind` (m, h, w): background of m equal parts of the frames; `variance`: of the read noise; `sigma`: width of the
     PSF, at which Gaussians are held.  `light`: centre and scale of the distribution of emitters' photons where it is
     known beforehand (t with TAILS degrees of freedom), which tells apart emitters that are very near to each other; it
-    counts as an observation.  `others`: emitters, like `starts`, that shine but are not fitted.
+    counts as an observation.  `others`: emitters, like `starts`, that shine but are not fitted.  `uneven`: how far
+    (standard deviation, pixels) widths of Gaussians scatter; above EVEN sigma they are free, and this an observation.
 
     >>> from smlmcore.psf import Gaussian2D
     >>> pair = {"x": [[8.0, 9.2]], "y": [[7.0, 7.6]], "photons": [[3000.0, 3000.0]], "sigma": 1.3, "background": [5.0]}
@@ -771,7 +778,8 @@ def fit(
     """
     psf = Gaussian2D() if psf is None else psf
     box = 2 * math.ceil(3 * sigma) + 1 if box is None else box
-    names, scene, scratch = _scene(psf, box)
+    uneven = uneven if type(psf) is Gaussian2D and psf.sigma is None and uneven > EVEN * sigma else 0.0
+    names, scene, scratch = _scene(psf, box, held=not uneven)
     bounds = psf.bounds((box, box))
     limits = np.array([bounds.get(name, (0, np.inf, 0, 0)) for name in names], float).T.copy()
     limits[:2, 0], limits[:2, 1] = (-1.5, frames.shape[2] + 0.5), (-1.5, frames.shape[1] + 0.5)
@@ -794,7 +802,7 @@ def fit(
     read = np.ascontiguousarray(np.broadcast_to(np.asarray(variance, np.float32), frames.shape[1:]))
     frames, behind = (np.ascontiguousarray(v, np.float32) for v in (frames, behind))
     given = (
-        scene, limits, (0.0, math.inf) if light is None else (float(light[0]), float(light[1])), float(sigma),
+        scene, limits, (*map(float, light or (0.0, math.inf)), float(sigma), float(uneven)), float(sigma),
         taps(sigma).astype(np.float32), frames, behind, read, start, theta, fixed_start, fixed, room, scratch, out,
         count,
     )  # fmt: skip
@@ -804,21 +812,23 @@ def fit(
     theta, errors = own[:, columns].astype(np.float32), own[:, p:][:, columns].astype(np.float32)
     return Emitters(
         np.repeat(frame[:-1], count), theta, errors, own[:, -1].astype(np.int8), own[:, -3].astype(np.float32),
-        own[:, -2].astype(np.float32), theta[:, 2] / errors[:, 2], np.ones(len(own), bool),
+        own[:, -2].astype(np.float32), (own[:, 2] / own[:, p + 2]).astype(np.float32), np.ones(len(own), bool),
     )  # fmt: skip
 
 
-def _scene(psf: PSF, box: int) -> tuple[tuple[str, ...], tuple[Any, ...], int]:
+def _scene(psf: PSF, box: int, held: bool = True) -> tuple[tuple[str, ...], tuple[Any, ...], int]:
     """Names of the parameters, what the compiled code knows of a PSF, and how much scratch its function needs."""
-    gaussian, real = type(psf) is Gaussian2D, np.dtype(np.float32)
-    names = (*psf.names, "sigma") if gaussian and "sigma" not in psf.names else psf.names
+    gaussian, real = type(psf) is Gaussian2D and held, np.dtype(np.float32)
+    others = [name for name in psf.names if name not in ("x", "y", "photons")]
+    names = ("x", "y", "photons", *others, *(["sigma"] if gaussian and "sigma" not in others else []))
+    order = np.array([psf.names.index(name) if name in psf.names else -1 for name in names])
     background, p = names.index("background"), len(names)
     free = [a for a in range(p) if a != background and not (gaussian and a > 3)]
     if len(free) > FREE:
         raise ValueError(f"joint.fit got a PSF of {p} parameters; expected at most {FREE + 1}")
     address, constants = callback(psf.numba_partials, real), locked(psf.constants, real)
     scratch = p + (p + 1) * box * box + psf.scratch_size((box, box))
-    return names, (address, constants, gaussian, background, box, np.array(free)), scratch
+    return names, (address, constants, gaussian, background, box, np.array(free), order), scratch
 
 
 def _share(n: int, size: int, run: Callable[[int, int], None]) -> None:

@@ -24,7 +24,21 @@ from ..layers import keep_freed
 from ..psf import Gaussian2D
 from ..psf.base import PSF
 from .believe import believe
-from .chunks import CHUNKS, NETWORK, SIGMA, USUAL, Plan, box_of, chunk_size, compute, describe, gather, prepare
+from .chunks import (
+    CHUNKS,
+    NETWORK,
+    SIGMA,
+    USUAL,
+    Plan,
+    box_of,
+    chunk_size,
+    compute,
+    describe,
+    gather,
+    prepare,
+    psf_of,
+    teach,
+)  # fmt: skip
 from .drift import Drift, correct, cross_correlation, drift, fiducials
 from .finder import false_positives as rate_of
 from .finder import threshold_for
@@ -78,9 +92,10 @@ def run(
     the image per pixel of the camera.  `csv`: the table for ThunderSTORM as well.
 
     `method`: "fit": maximum likelihood from the filter's peaks; "network": all that a network sees, refined; "auto":
-    one fit where one emitter explains a spot, the network for the rest (`learned`).  A PSF that is no `Gaussian2D` is
-    always fitted.  `model`: file of a network, default the one of the package; `learn`: teach one for this movie first,
-    from what a quick pass over some frames suggests, and write it to `network.npz`.
+    one fit where one emitter explains a spot, the network for the rest (`learned`).  `model`: file of a network,
+    default the one of the package, which knows a `Gaussian2D` only: other PSFs are always fitted.  `learn`: teach one
+    for this movie first, from what a quick pass over some frames suggests (`learn.prior_of`), and write it to
+    `network.npz`; with any `psf`, and where none is given with the one that isolated molecules show (`shape.psf_of`).
 
     `workers`: processes of this machine, or `scheduler`: the address of a
     Dask cluster that sees the files by the same names; else all threads of this process.
@@ -101,6 +116,7 @@ def run(
     if folder.is_file():
         raise data.DataError(f"{folder} is a file; expected a folder for the results")
     data.refuse_existing(folder / "localizations.hdf5", overwrite=overwrite)
+    known = psf is None or isinstance(psf, Gaussian2D) or learn or model is not None  # to the network
     for name, value, good, expected in (
         ("gap", gap, isinstance(gap, Integral) and gap >= 0, "a number of frames, 0 or more"),
         ("box", box, box is None or (box % 2 == 1 and 5 <= box <= 31), "an odd number of pixels from 5 to 31"),
@@ -109,13 +125,12 @@ def run(
         ("zoom", zoom, 0 < zoom < np.inf, "a number above 0"),
         ("workers", workers, workers is None or workers >= 1, "1 or more"),
         ("method", method, method in METHODS, ", ".join(METHODS)),
-        ("method", method, method != "network" or psf is None or isinstance(psf, Gaussian2D), "fit for this PSF"),
+        ("method", method, method != "network" or known, "fit for this PSF, or learn=True"),
         ("learn", learn, not learn or (method != "fit" and model is None), "another method than fit, and no model"),
-        ("learn", learn, not learn or psf is None or isinstance(psf, Gaussian2D), "False for this PSF"),
     ):  # an error now rather than in a worker, or at the end
         if not good:
             raise ValueError(f"localize got {name}={value!r}; expected {expected}")
-    method = method if psf is None or isinstance(psf, Gaussian2D) else "fit"
+    method = method if known else "fit"
     keep_freed()
     if model is not None:
         Network.load(model)  # an error now
@@ -131,6 +146,10 @@ def run(
             threshold_for(false_positives, source.shape[1:], sigma or SIGMA)  # raises for a rate that cannot be
         todo = prepare(plan)
         lap("open")
+        if learn:
+            teach(plan, source, progress=not quiet)
+            lap("learn")
+        psf = psf_of(plan)
         with tqdm(total=source.shape[0], desc="localizing", unit="frame", disable=True if quiet else None) as bar:
             bar.update(source.shape[0] - sum(b - a for a, b in (plan.chunks[n] for n in todo)))
             bar.unpause()
@@ -155,7 +174,7 @@ def run(
             "settings": {
                 "method": method,
                 "network": "none" if method == "fit" else "learned" if learn else str(model or "of the package"),
-                "psf": describe(psf or Gaussian2D()),
+                "psf": describe(psf),
                 "sigma": round(width, 4),
                 "box": box or box_of(width),
                 "threshold": round(threshold or threshold_for(false_positives, source.shape[1:], width), 3),
@@ -171,11 +190,12 @@ def run(
             "status": counts,
             "dropped": dropped,
         }
-        report["model"] = believe(source, table, psf or Gaussian2D(), width)
+        report["model"] = believe(source, table, psf, width)
         if not report["model"].get("believable", True):
             report["warnings"].append(
-                "the model does not explain the frames: chi square per pixel near the molecules is "
-                f"{report['model']['near_emitters']['chi2_per_pixel']:.2f}; look at the residuals, or use another PSF"
+                "the model does not explain the frames: chi square per pixel is "
+                f"{report['model']['typical']:.2f} near a typical molecule, and {report['model']['single']:.2f} where "
+                "one is alone; look at the residuals, try --learn, or use another PSF"
             )
         lap("check")
         result = finish(source, table, report, undrift, marks, gap, zoom, lap)
@@ -192,7 +212,7 @@ def run(
             "marks": None if marks is None else [list(map(float, m)) for m in marks], "zoom": zoom, "csv": csv,
             "method": method, "model": None if model is None else str(model), "learn": learn,
         }  # fmt: skip
-        write(folder, source, result, report, given, psf or Gaussian2D(), csv, zoom, lap)
+        write(folder, source, result, report, given, psf, csv, zoom, lap)
         if learn:
             os.replace(plan.network, folder / NETWORK)
     shutil.rmtree(folder / CHUNKS, ignore_errors=True)
