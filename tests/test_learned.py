@@ -396,6 +396,29 @@ def test_methods_of_a_run(movie, tmp_path, monkeypatch):
     assert not (out / "chunks").exists()
 
 
+def test_a_run_learns_the_psf_of_its_movie(tmp_path, monkeypatch):
+    monkeypatch.setattr("smlmcore.localize.chunks.LESSONS", 2)
+    rng, shape = np.random.default_rng(13), (40, 48, 56)
+    for model, z, given in ((ELLIPSE, {}, False), (ASTIGMATIC, {"z": (-0.4, 0.4)}, True)):
+        frame = np.repeat(np.arange(40), rng.poisson(4, 40))
+        values = {"photons": np.full(len(frame), 2000.0), **{k: rng.uniform(*v, len(frame)) for k, v in z.items()}}
+        values |= {k: rng.uniform(-0.5, side - 0.5, len(frame)) for k, side in zip("yx", shape[1:], strict=True)}
+        path = tmp_path / f"{type(model).__name__}.tif"
+        counts = CAMERA.expose(light(model, values, frame, shape) + 5, rng)
+        data.write_tiff(path, [counts], shape, np.uint16, CAMERA)
+        data.write_picasso(path.with_suffix(".truth.hdf5"), data.table(frame=frame, **values), shape, 0.1)
+        report = run(path, path.with_suffix(""), psf=model if given else None, learn=True, quiet=True)
+        assert report["settings"]["psf"]["name"] == type(model).__name__
+        assert report["settings"]["network"] == "learned"
+        assert report["model"]["believable"]
+        assert report["score"]["whole_field"]["250"]["recall"] > 0.95  # two lessons make no master of what is one
+        table = data.read_picasso(path.with_suffix("") / "localizations.hdf5")[0]
+        assert ("z" in table.dtype.names) == given
+    wrong = run(tmp_path / "EllipticGaussian2D.tif", tmp_path / "round", quiet=True)
+    assert not wrong["model"]["believable"]
+    assert any("does not explain" in text for text in wrong["warnings"])
+
+
 def test_run_refuses_networks_that_do_not_do(movie, tmp_path, capsys):
     for options, text in (
         (["--method", "fit", "--learn"], "learn=True"),

@@ -68,6 +68,11 @@ class Plan:
         return Path(self.folder) / CHUNKS / f"{number:06d}.npy"
 
     @property
+    def width(self) -> float | None:
+        """Of the PSF, if it is given."""
+        return self.sigma or (self.psf.sigma if isinstance(self.psf, Gaussian2D) else None)
+
+    @property
     def network(self) -> Path:
         """Where the network lies that is learned for this movie."""
         return self.file(0).with_name(NETWORK)
@@ -211,15 +216,15 @@ def teach(plan: Plan, source: Source, progress: bool = True) -> None:
     """Give the package's network lessons on what frames from all over the movie suggest, unless this is done."""
     if plan.network.exists():
         return
-    few, read, sigma = some_frames(source), source.camera.variance, plan.sigma or getattr(plan.psf, "sigma", None)
-    width = usual_of(few, read, None, sigma, plan.threshold).sigma
+    few, read = some_frames(source), source.camera.variance
+    width = usual_of(few, read, None, plan.width, plan.threshold).sigma
     prior = prior_of(few, read, width, plan.psf, plan.threshold)
     learn(Network(prior, general().parameters), LESSONS, rate=1e-3, progress=progress).save(plan.network)
 
 
 def usual(plan: Plan, source: Source) -> np.ndarray:
     """What isolated molecules are in frames from all over the movie: see `shape.Usual`."""
-    psf, sigma = psf_of(plan), plan.sigma or getattr(plan.psf, "sigma", None)
+    psf, sigma = psf_of(plan), plan.width
     if sigma is None and not isinstance(psf, Gaussian2D) and (network := network_of(plan)) is not None:
         sigma = round(sum(network.prior.sigma) / 2, 2)
     return np.array(usual_of(some_frames(source), source.camera.variance, psf, sigma, plan.threshold))
