@@ -96,7 +96,9 @@ def usual_of(
         width = found if sigma is None else sigma
         if abs(width - before) < 0.05 * width:
             break
-    uneven = math.sqrt(max(_spread(theta[:, 4]) ** 2 - np.median(errors[:, 4]) ** 2, 0.0))
+    square = _spread(theta[:, 4]) ** 2  # known to 2.1 / sqrt(n), relative, as it comes from two quantiles
+    more = square - float(np.median(errors[:, 4])) ** 2
+    uneven = math.sqrt(more) if more > 3 * 2.1 / math.sqrt(len(theta)) * square else 0.0
     if psf is not None and not isinstance(psf, Gaussian2D):
         theta = isolated_shapes(spots, psf, noise)[0]
     photons = theta[:, 2 if psf is None else psf.names.index("photons")]
