@@ -437,6 +437,9 @@ def test_run_refuses_networks_that_do_not_do(movie, tmp_path, capsys):
     ):
         assert main(["localize", str(movie), "--out", str(tmp_path / "x"), *options]) == 2
         assert text in capsys.readouterr().err
+    Network(Prior(psf=ELLIPSE), width=8, last=8).save(tmp_path / "ellipse.npz")
+    with pytest.raises(data.DataError, match="has learned EllipticGaussian2D, not Gaussian2D"):
+        run(movie, tmp_path / "x", psf=psf.Gaussian2D(1.3), model=tmp_path / "ellipse.npz", quiet=True)
     other = psf.EllipticGaussian2D()
     with pytest.raises(ValueError, match="expected fit for this PSF, or learn"):
         run(movie, tmp_path / "x", psf=other, method="network", quiet=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import uniform_filter
 
 from .. import data, fit
 from ..psf.base import PSF
@@ -35,6 +34,8 @@ def believe(source: Any, table: np.ndarray, psf: PSF, sigma: float) -> dict[str,
     quartile; for several emitters may explain a spot that the PSF does not.  `believable`: both are below 1 + EXCESS,
     or so few pixels were seen that three standard deviations are more.  No frames: an empty dict.
     """
+    from scipy.ndimage import uniform_filter
+
     frames, h, w = source.shape
     if not frames:
         return {}

@@ -11,7 +11,6 @@ from math import ceil
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 from ..psf.base import PSF
 from ..simulate.movie import light as light_of
@@ -82,6 +81,8 @@ def hazy(
     HAZE widths of the PSF, more than it is on average in all frames.  If its mean square is no more than MIST times
     that of the noise, `behind` comes back as it is.
     """
+    from scipy.ndimage import gaussian_filter
+
     part = np.arange(len(frames)) * len(behind) // max(len(frames), 1)
     mean = behind[part]
     for table in lit:

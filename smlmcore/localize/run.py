@@ -134,7 +134,11 @@ def run(
     method = method if known else "fit"
     keep_freed()
     if model is not None:
-        Network.load(model)  # an error now
+        taught = Network.load(model).prior.psf  # an error now
+        if psf is not None and type(psf) is not type(taught):
+            raise data.DataError(
+                f"{model}: has learned {type(taught).__name__}, not {type(psf).__name__}; give no psf, or learn again"
+            )
     with Source(paths, camera or {}) as source:
         plan = Plan(
             tuple(str(Path(p).resolve()) for p in paths),
