@@ -5,7 +5,8 @@ that compile one function for different types at once both write number 1, and t
 of one process to the code of the other: wrong numbers, then and in all later processes.
 
 Here the name of such a file follows from what it was compiled for (source, types, processor), for functions of this
-package and of the modules that it writes (`smlmcore_...`) only, once this module is imported.  An index that loses the race lacks an entry, which is then made again.
+package and of the modules that it writes (`smlmcore_...`) only, once this module is imported.  An index that loses the
+race lacks an entry, which is then made again.
 """
 
 from __future__ import annotations

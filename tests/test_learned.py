@@ -8,16 +8,20 @@ from smlmcore import data, localize, psf
 from smlmcore.autograd import Tensor
 from smlmcore.camera import Camera
 from smlmcore.cli import main
+from smlmcore.fit.model import describe
 from smlmcore.localize import finder, joint
 from smlmcore.localize.believe import believe
 from smlmcore.localize.chunks import localize_frames
 from smlmcore.localize.learn import learn, prior_of
-from smlmcore.localize.learned import fit_learned
+from smlmcore.localize.learned import fit_learned, hazy
 from smlmcore.localize.network import CELL, Network, general
 from smlmcore.localize.prior import Prior
 from smlmcore.localize.run import run
+from smlmcore.localize.shape import usual_of, with_shapes
 from smlmcore.loss import Mixture
 from smlmcore.mapper.mixture import components, peaks
+from smlmcore.psf.spline import astigmatic_stack
+from smlmcore.simulate.movie import light
 
 CAMERA = Camera(offset=100.0, gain=0.5, read_noise=1.0, pixel_size=0.1)
 
@@ -111,15 +115,116 @@ def test_learning_is_repeatable_and_lowers_the_loss():
         learn(Network(prior, {k: v * np.nan for k, v in start.parameters.items()}, 8, 8), 2, progress=False)
 
 
-def test_prior_of_a_movie():
+ELLIPSE = psf.EllipticGaussian2D(fixed=(1.8, 1.1, 0.5))
+ASTIGMATIC = psf.AstigmaticGaussian(1.3, gamma=0.25, depth=0.4, z_range=(-0.5, 0.5))
+
+
+def movie_of(model, rng, n, shape, per_frame, background=20.0, **parameters):
+    """Frames of emitters of any PSF with 1000 photons and a spread of 0.3, and their truth."""
+    frame = np.repeat(np.arange(n), rng.poisson(per_frame, n))
+    x, y = (rng.uniform(-0.5, side - 0.5, len(frame)) for side in shape[::-1])
+    values = {"x": x, "y": y, "photons": 1000 * np.exp(0.3 * rng.normal(size=len(frame)))}
+    values |= {name: rng.uniform(*limits, len(frame)) for name, limits in parameters.items()}
+    mean = light(model, values, frame, (n, *shape)) + background
+    return rng.poisson(mean).astype(np.float32), data.table(frame=frame, **values)
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters"), [(psf.Gaussian2D(1.5), {}), (ELLIPSE, {}), (ASTIGMATIC, {"z": (-0.4, 0.4)})]
+)
+def test_prior_of_a_movie(model, parameters):
     rng = np.random.default_rng(0)
-    table = data.table(frame=np.zeros(500), photons=1000 * np.exp(0.3 * rng.normal(size=500)))
-    prior = prior_of(table, np.full((1, 8, 8), 20.0), 1.5, 0.004, 1.2)
+    frames, _ = movie_of(model, rng, 50, (64, 72), 8, **parameters)
+    prior = prior_of(frames, sigma=1.5)
     assert prior.photons[0] < 1000 < prior.photons[1]
     assert prior.spread[0] < 0.3 < prior.spread[1]
     assert prior.background[0] < 20 < prior.background[1]
-    prior.draw(rng, 2, (9, 9))
-    prior_of(table[:0], np.empty((0, 3, 3)), 1.3, 0.0, 0.0).draw(rng, 2, (9, 9))
+    assert prior.density[1] > 8 / (64 * 72)
+    assert type(prior.psf) is type(model)
+    if model is ELLIPSE:
+        assert prior.psf.fixed == pytest.approx(ELLIPSE.fixed, abs=0.05)
+    if model is ASTIGMATIC:  # sigma0 and gamma / depth; the unit of z is anyone's guess
+        assert prior.psf.constants[:3] == pytest.approx([1.3, 0.25, 0.4], abs=0.04)
+        assert prior.shape["z"] == pytest.approx((-0.4, 0.4), abs=0.15)
+    lesson = prior.draw(rng, 2, (9, 11))
+    assert lesson.frames.shape == (2, 9, 11)
+    assert np.isfinite(lesson.frames).all()
+
+
+def test_prior_of_nothing():
+    for frames in (np.empty((0, 20, 20)), np.full((3, 20, 24), 5.0)):
+        prior = prior_of(frames)
+        assert type(prior.psf) is psf.Gaussian2D
+        prior.draw(np.random.default_rng(0), 2, (9, 9))
+
+
+def test_lessons_of_any_psf(tmp_path):
+    exact = {"photons": (900, 900.001), "spread": (0, 0), "background": (1e-3, 1.001e-3), "density": (0.003, 0.003)}
+    for model, shape in ((ELLIPSE, {}), (psf.Spline.from_array(astigmatic_stack(), 0.05), {"z": (-0.3, 0.3)})):
+        prior = Prior(**exact, read_noise=(0, 0), psf=model, shape=shape)
+        lesson = prior.draw(np.random.default_rng(4), 100, (64, 64))
+        inner = lesson.emitters[(abs(lesson.emitters[:, :2] - 31.5) < 26).all(1)]
+        per_frame = lesson.frames[:, 6:-6, 6:-6].sum() / 100  # what leaves the field and what comes in are equal
+        assert per_frame == pytest.approx(900 * len(inner) / 100, rel=0.05)
+        Network(prior, width=8, last=8).save(tmp_path / "network.npz")
+        again = Network.load(tmp_path / "network.npz").prior
+        assert again.shape == shape
+        assert again.photons == prior.photons
+        assert np.array_equal(again.psf.constants, model.constants)
+    hazy = Prior(**exact, read_noise=(0, 0), haze=(0.01, 0.01)).draw(np.random.default_rng(4), 100, (64, 64))
+    clear = Prior(**exact, read_noise=(0, 0)).draw(np.random.default_rng(4), 100, (64, 64))
+    assert hazy.frames.mean() - clear.frames.mean() == pytest.approx(0.5 * 0.01 * 900, rel=0.2)
+    assert len(hazy.emitters) == pytest.approx(len(clear.emitters), rel=0.1)
+
+
+def test_depth_of_starts():
+    rng = np.random.default_rng(9)
+    frames, truth = movie_of(ASTIGMATIC, rng, 30, (40, 52), 5, 10.0, z=(-0.4, 0.4))
+    behind = np.full((1, 40, 52), 10.0, np.float32)
+    table = with_shapes(truth, frames, behind, ASTIGMATIC, {"z": (-0.45, 0.45)}, 0.0, 1.5)
+    assert np.median(abs(table["z"] - truth["z"])) < 0.06
+    assert (abs(table["z"] - truth["z"]) < 0.25).mean() > 0.9
+    assert with_shapes(truth[:0], frames, behind, ASTIGMATIC, {"z": (-0.45, 0.45)}).dtype == table.dtype
+    assert with_shapes(truth, frames, behind, ELLIPSE, {}) is truth
+
+
+def test_joint_fit_of_emitters_in_depth():
+    rng = np.random.default_rng(10)
+    frames, truth = movie_of(ASTIGMATIC, rng, 30, (40, 52), 8, 10.0, z=(-0.4, 0.4))
+    behind = np.full((1, 40, 52), 10.0, np.float32)
+    starts = with_shapes(truth, frames, behind, ASTIGMATIC, {"z": (-0.45, 0.45)}, 0.0, 1.5)
+    emitters = joint.fit(frames, starts, behind, 0.0, 1.5, ASTIGMATIC, 13)
+    table = data.table(frame=emitters.frame, **dict(zip(ASTIGMATIC.names, emitters.theta.T, strict=True)))
+    i, j = localize.match(table, truth, 2.5)
+    assert len(i) > 0.95 * len(truth)
+    error = (table["z"][i] - truth["z"][j]) / emitters.errors[i, 2]
+    assert 0.9 < np.quantile(abs(error), 0.6827) < 1.2  # one standard deviation
+    assert np.allclose(emitters.snr, emitters.theta[:, 3] / emitters.errors[:, 3])
+
+
+def test_widths_that_differ_from_molecule_to_molecule():
+    rng = np.random.default_rng(11)
+    frames, truth = movie_of(psf.Gaussian2D(), rng, 60, (64, 72), 5, 10.0, sigma=(1.0, 1.8))
+    usual = usual_of(frames)
+    assert usual.sigma == pytest.approx(1.4, abs=0.06)
+    assert usual.uneven == pytest.approx(0.8 / np.sqrt(12), abs=0.06)
+    for network in (None, general()):
+        light = usual.photons, usual.scatter
+        table = localize_frames(frames, sigma=usual.sigma, network=network, light=light, uneven=usual.uneven)
+        assert localize.score(table, truth, 0.1)["250"]["jaccard"] > 0.97
+
+
+def test_haze_is_no_crowd():
+    rng = np.random.default_rng(12)
+    frames, truth = movie_of(psf.Gaussian2D(1.3), rng, 40, (48, 56), 6, 10.0)
+    far = np.repeat(np.arange(40), rng.poisson(3, 40))
+    values = {"x": rng.uniform(0, 55, len(far)), "y": rng.uniform(0, 47, len(far)), "photons": np.full(len(far), 3e3)}
+    values["sigma"] = np.full(len(far), 6.0)
+    hidden = light(psf.Gaussian2D(), values, far, frames.shape)
+    behind = np.full((1, 48, 56), 10.0, np.float32)
+    assert hazy(frames, behind, [truth], psf.Gaussian2D()) is behind
+    found_behind = hazy(frames + rng.poisson(hidden), behind + hidden.mean(0), [truth], psf.Gaussian2D())
+    assert abs(found_behind - 10 - hidden).mean() < 0.4 * abs(hidden - hidden.mean(0)).mean()
 
 
 # ---------------------------------------------------------------- the network that comes with the package
@@ -158,7 +263,7 @@ def test_network_files(tmp_path):
     network = Network(Prior(sigma=(1.0, 1.2)), width=8, last=8, rng=np.random.default_rng(5))
     network.save(tmp_path / "a.npz")
     back = Network.load(tmp_path / "a.npz")
-    assert back.prior == network.prior
+    assert describe(vars(back.prior)) == describe(vars(network.prior))
     for name, value in network.parameters.items():
         assert np.allclose(back.parameters[name], value, rtol=1e-3, atol=1e-6)
     (tmp_path / "b.npz").write_bytes(b"no zip file")
@@ -291,6 +396,39 @@ def test_methods_of_a_run(movie, tmp_path, monkeypatch):
     assert not (out / "chunks").exists()
 
 
+def test_a_run_learns_the_psf_of_its_movie(tmp_path, monkeypatch):
+    monkeypatch.setattr("smlmcore.localize.chunks.LESSONS", 2)
+    rng, shape = np.random.default_rng(13), (40, 48, 56)
+    for model, z, given in ((ELLIPSE, {}, False), (ASTIGMATIC, {"z": (-0.4, 0.4)}, True)):
+        frame = np.repeat(np.arange(40), rng.poisson(4, 40))
+        values = {"photons": np.full(len(frame), 2000.0), **{k: rng.uniform(*v, len(frame)) for k, v in z.items()}}
+        values |= {k: rng.uniform(-0.5, side - 0.5, len(frame)) for k, side in zip("yx", shape[1:], strict=True)}
+        path = tmp_path / f"{type(model).__name__}.tif"
+        counts = CAMERA.expose(light(model, values, frame, shape) + 5, rng)
+        data.write_tiff(path, [counts], shape, np.uint16, CAMERA)
+        data.write_picasso(path.with_suffix(".truth.hdf5"), data.table(frame=frame, **values), shape, 0.1)
+        report = run(path, path.with_suffix(""), psf=model if given else None, learn=True, quiet=True)
+        assert report["settings"]["psf"]["name"] == type(model).__name__
+        assert report["settings"]["network"] == "learned"
+        assert report["model"]["believable"]
+        table = data.read_picasso(path.with_suffix("") / "localizations.hdf5")[0]
+        assert ("z" in table.dtype.names) == given
+    # a PSF from a file, on the command line and again from the settings
+    spline = psf.Spline.from_array(astigmatic_stack(), 0.05)
+    spline.save(tmp_path / "psf.npz")
+    command = ["localize", str(path), "--psf", str(tmp_path / "psf.npz"), "--out", str(tmp_path / "a"), "--quiet"]
+    assert main(command) == 0
+    again = ["localize", "--settings", str(tmp_path / "a" / "settings.yaml"), "--out", str(tmp_path / "b"), "--quiet"]
+    assert main(again) == 0
+    tables = [data.read_picasso(tmp_path / name / "localizations.hdf5")[0] for name in "ab"]
+    assert tables[0].tobytes() == tables[1].tobytes()
+    assert "z" in tables[0].dtype.names
+    assert main([*command[:3], str(path), *command[4:], "--overwrite"]) == 2
+    wrong = run(tmp_path / "EllipticGaussian2D.tif", tmp_path / "round", quiet=True)
+    assert not wrong["model"]["believable"]
+    assert any("does not explain" in text for text in wrong["warnings"])
+
+
 def test_run_refuses_networks_that_do_not_do(movie, tmp_path, capsys):
     for options, text in (
         (["--method", "fit", "--learn"], "learn=True"),
@@ -299,8 +437,11 @@ def test_run_refuses_networks_that_do_not_do(movie, tmp_path, capsys):
     ):
         assert main(["localize", str(movie), "--out", str(tmp_path / "x"), *options]) == 2
         assert text in capsys.readouterr().err
+    Network(Prior(psf=ELLIPSE), width=8, last=8).save(tmp_path / "ellipse.npz")
+    with pytest.raises(data.DataError, match="has learned EllipticGaussian2D, not Gaussian2D"):
+        run(movie, tmp_path / "x", psf=psf.Gaussian2D(1.3), model=tmp_path / "ellipse.npz", quiet=True)
     other = psf.EllipticGaussian2D()
-    with pytest.raises(ValueError, match="expected fit for this PSF"):
+    with pytest.raises(ValueError, match="expected fit for this PSF, or learn"):
         run(movie, tmp_path / "x", psf=other, method="network", quiet=True)
 
 
@@ -325,4 +466,3 @@ def test_a_model_that_does_not_fit_is_not_believed(tmp_path):
     table = data.table(frame=frame, x=x, y=y, photons=np.full(len(x), 12_000.0), sigma_x=np.full(len(x), 4.0))
     result = believe(Frames(), table, psf.Gaussian2D(), 1.3)
     assert not result["believable"]
-    assert believe(Frames(), table, psf.EllipticGaussian2D(), 1.3) == {}

@@ -13,6 +13,7 @@ MODELS = {
     "fixed": psf.Gaussian2D(sigma=1.2),
     "elliptic": psf.EllipticGaussian2D(),
     "rotated": psf.EllipticGaussian2D(rotated=True),
+    "ellipse": psf.EllipticGaussian2D(fixed=(1.8, 1.1, 0.5)),
     "astigmatic": psf.AstigmaticGaussian((1.2, 1.3), 0.25, (0.4, 0.45), a=0.05, b=(0.02, -0.02)),
 }
 

@@ -29,6 +29,12 @@ def add(commands: Any) -> None:
     )
     p.add_argument("--model", type=Path, metavar="FILE", help="network.npz of an earlier run (default: the package's)")
     p.add_argument("--learn", action="store_const", const=True, help="teach the network this movie's conditions first")
+    p.add_argument(
+        "--psf",
+        type=Path,
+        metavar="FILE",
+        help="psf.npz of `smlmcore calibrate` (default: a Gaussian, or what --learn finds)",
+    )
     number(p, "--sigma", float, "width of the PSF, pixels (default: found out from the movie)")
     number(p, "--box", int, "odd side of the images that are fitted, pixels (default: by sigma)")
     number(p, "--threshold", float, "least height of a spot, standard deviations of the noise")

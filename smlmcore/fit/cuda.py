@@ -196,7 +196,7 @@ fit_spline = _register("fit_spline", _like_astigmatic(), _spline, {"z": (-0.3, 0
 DEVICES = (
     Device(Gaussian2D(), fit_gaussian2d),
     Device(EllipticGaussian2D(), fit_elliptic2d, lambda psf: not psf.rotated),
-    Device(EllipticGaussian2D(rotated=True), fit_rotated2d, lambda psf: psf.rotated),
+    Device(EllipticGaussian2D(rotated=True), fit_rotated2d, lambda psf: psf.rotated and not psf.fixed),
     Device(AstigmaticGaussian(1.0, 0.2, 0.4), fit_astigmatic),
     Device(_like_astigmatic(), fit_spline),
 )

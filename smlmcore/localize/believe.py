@@ -6,13 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from ..psf import Gaussian2D
+from .. import data, fit
 from ..psf.base import PSF
+from ..simulate.movie import light
 from .background import background, flickering
+from .cut import cut
+from .detect import isolated
+from .finder import find
 
 PLACES, FRAMES = 4, 20  # frames are taken from so many places, so many at each
 LIGHT = 0.3  # standard deviations of the noise: pixels with more light of emitters are near them
 EXCESS = 0.25  # of chi square per pixel, beyond which the model does not fit
+BOX, ALONE = 5, 7  # pixels, sides of an emitter's square and of that of a spot by itself
+SPOTS = 500  # of a place, by themselves
 
 
 def believe(source: Any, table: np.ndarray, psf: PSF, sigma: float) -> dict[str, Any]:
@@ -20,30 +26,45 @@ def believe(source: Any, table: np.ndarray, psf: PSF, sigma: float) -> dict[str,
 
     chi² = Σ (d - m)² / (m + v) has, for the true mean m, the expectation 1 per pixel with a variance of 2 + 1 / (m + v)
     whatever the emitters; each emitter fitted takes off one per parameter.  `source`: frames and camera, `table`: the
-    localizations before drift correction.  `believable`: chi² near emitters exceeds the expectation by less than
-    EXCESS or three standard deviations.  PSFs that cannot draw emitters where they are: an empty dict.
+    localizations before drift correction.
+
+    `typical`: the median over emitters of chi² per pixel in the BOX² around each, which a PSF of another shape raises
+    everywhere, and an emitter that was missed in a crowd only beside itself.  `single`: spots that the filter finds
+    without a neighbour are fitted with one emitter each, and of their chi² per degree of freedom this is the lower
+    quartile; for several emitters may explain a spot that the PSF does not.  `believable`: both are below 1 + EXCESS,
+    or so few pixels were seen that three standard deviations are more.  No frames: an empty dict.
     """
+    from scipy.ndimage import uniform_filter
+
     frames, h, w = source.shape
-    if not isinstance(psf, Gaussian2D) or not frames:
+    if not frames:
         return {}
     sums = np.zeros((2, 3))
-    emitters = 0
+    emitters, typical, single = 0, [np.empty(0)], [np.empty(0)]
     for first in np.unique(np.linspace(0, max(frames - FRAMES, 0), PLACES).astype(int)):
         images, full = source.read(first, min(first + FRAMES, frames))
         read = np.broadcast_to(np.asarray(source.camera.variance, np.float32), (h, w))
         behind = background(images, source.camera.variance, sigma)
         behind = flickering(images, behind, source.camera.variance, sigma)
+        single.append(_single(images if full is None else np.where(full, np.nan, images), behind, read, psf, sigma))
         near = table[(table["frame"] >= first) & (table["frame"] < first + len(images))]
-        values = {name: near["sigma_x" if name == "sigma" else name] for name in psf.names if name != "background"}
-        values |= {"background": np.zeros(len(images), np.float32)}
-        light = psf.render(values, (h, w), image=near["frame"].astype(int) - first)
-        variance = np.maximum(light + behind + read, 0.01)
-        bright = light > LIGHT * np.sqrt(variance)
+        columns = {"sigma": "sigma_x"} if "sigma_x" not in psf.names else {}
+        values = {name: near[columns.get(name, name)] for name in psf.names if name != "background"}
+        frame = near["frame"].astype(np.int64) - first
+        shine = light(psf, values, frame, images.shape, 2 * int(np.ceil(4 * sigma)) + 1)
+        behind = behind[np.arange(len(images)) * len(behind) // len(images)]
+        variance = np.maximum(shine + behind + read, 0.01)
+        bright = shine > LIGHT * np.sqrt(variance)
         seen = np.isfinite(images) if full is None else np.isfinite(images) & ~full
-        chi2 = (images - light - behind) ** 2 / variance
+        chi2 = np.where(seen, (images - shine - behind) ** 2 / variance, 0)
         for kind, mask in enumerate((bright & seen, ~bright & seen)):
             sums[kind] += mask.sum(), chi2[mask].sum(dtype=float), (2 + 1 / variance[mask]).sum(dtype=float)
         emitters += len(near)
+        size = 0, BOX, BOX
+        share = uniform_filter(seen.astype(float), size, mode="constant")
+        mean = uniform_filter(chi2.astype(float), size, mode="constant") / np.maximum(share, 1 / BOX**2)
+        at = (np.clip(np.rint(near[k]), 0, m - 1).astype(int) for k, m in (("y", h), ("x", w)))
+        typical.append(mean[frame, *at])
     out: dict[str, Any] = {}
     for name, (pixels, chi2, spread), parameters in zip(
         ("near_emitters", "elsewhere"), sums, (emitters * len(psf.names), 0), strict=True
@@ -54,7 +75,20 @@ def believe(source: Any, table: np.ndarray, psf: PSF, sigma: float) -> dict[str,
             "expected": max(1 - parameters / n, 0.0) if pixels else 0.0,
             "error": float(np.sqrt(spread)) / n,
         }
-    near = out["near_emitters"]
-    excess = near["chi2_per_pixel"] - near["expected"]
-    out["believable"] = bool(excess < max(EXCESS, 3 * near["error"]))
+    few = max(EXCESS, 3 * out["near_emitters"]["error"])
+    for name, values, share in (("typical", typical, 0.5), ("single", single, 0.25)):
+        values = np.concatenate(values)
+        out[name] = float(np.quantile(values, share)) if len(values) else 1.0
+    out["believable"] = max(out["typical"], out["single"]) < 1 + few
     return out
+
+
+def _single(images: np.ndarray, behind: np.ndarray, read: np.ndarray, psf: PSF, sigma: float) -> np.ndarray:
+    """Chi² per degree of freedom of spots by themselves, one emitter each."""
+    peaks = find(images, behind, read, sigma)
+    peaks = peaks[isolated(peaks, ALONE // 2 + 1.5 * sigma)][:SPOTS]
+    spots, peaks = cut(images, peaks, ALONE)
+    noise = cut(read[None], data.table(**{**{k: peaks[k] for k in "xy"}, "frame": np.zeros(len(peaks), int)}), ALONE)[0]
+    found = fit.mle(spots, psf, variance=noise, progress=False)
+    chi2 = found.chi2 / np.maximum(np.isfinite(spots).sum((1, 2)) - len(psf.names), 1)
+    return chi2[np.isfinite(chi2)]

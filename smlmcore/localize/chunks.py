@@ -21,26 +21,24 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__, data, fit
+from .. import __version__, data
 from ..psf import Gaussian2D
 from ..psf.base import PSF
 from . import finder
 from .background import BLOCK, background, flickering
 from .crowd import fit_peaks
-from .cut import cut
 from .emitters import as_table
 from .finder import find
 from .learn import LESSONS, learn, prior_of
 from .learned import fit_learned
 from .network import Network, general
+from .shape import SIGMA, usual_of
 from .source import Source
 
 PIXELS = 1 << 22  # of a chunk: 16 MB, in the cache of many a processor
 FEWEST = 8  # frames of a chunk
 CHUNKS = "chunks"
 NETWORK = "network.npz"
-SIGMA = 1.3  # pixels, where the width of the PSF is to be found out
-SURE = 10  # isolated spots that are enough to tell it
 Chunk = tuple[np.ndarray, np.ndarray | None]  # frames, and where they are saturated
 
 
@@ -80,6 +78,11 @@ class Plan:
     def usual(self) -> Path:
         """Where that lies which holds for all chunks, see `usual`."""
         return self.file(0).with_name("usual.npy")
+
+    @property
+    def width(self) -> float | None:
+        """Of the PSF, if it is given."""
+        return self.sigma or (self.psf.sigma if isinstance(self.psf, Gaussian2D) else None)
 
     @property
     def network(self) -> Path:
@@ -148,8 +151,6 @@ def compute(
 ) -> Iterator[int]:
     """Do the chunks `todo`, here or by Dask; yields the number of each that is done."""
     _save(plan.usual, usual(plan, source))
-    if plan.learn and not plan.network.exists():
-        learn_from(plan, source).save(plan.network)
     if workers is None and scheduler is None:
         for number, chunk in read_ahead(plan, source, todo):
             do(plan, number, source, chunk)
@@ -175,11 +176,11 @@ def do(plan: Plan, number: int, source: Source, chunk: Chunk | None = None) -> N
     """Localize one chunk, which may have been read already, and write its table."""
     first, last = plan.chunks[number]
     frames, full = source.read(first, last) if chunk is None else chunk
-    width, *light = np.load(plan.usual).tolist()
+    width, centre, scale, uneven = np.load(plan.usual).tolist()
     table = localize_frames(
-        frames, source.camera.variance, plan.psf or Gaussian2D(), width, plan.box or box_of(width),
+        frames, source.camera.variance, psf_of(plan), width, plan.box or box_of(width),
         plan.threshold, plan.false_positives, full, network_of(plan), plan.method == "network",
-        light,
+        (centre, scale), uneven,
     )  # fmt: skip
     table["frame"] += first
     _save(plan.file(number), table)
@@ -197,10 +198,12 @@ def localize_frames(
     network: Network | None = None,
     everywhere: bool = False,
     light: tuple[float, float] | None = None,
+    uneven: float = 0.0,
 ) -> np.ndarray:
     """All molecules in `frames` (n, h, w) of photoelectrons: a table, sorted by frame, y, x.
 
-    With a `network`, it is asked about what one emitter does not explain, or `everywhere`; `light`: see `joint`.
+    With a `network`, it is asked about what one emitter does not explain, or `everywhere`; `light`: see `joint`,
+    `uneven`: see `crowd`.
 
     >>> rng = np.random.default_rng(0)
     >>> one = {"x": [9.3], "y": [7.6], "photons": [3000.0], "background": [5.0], "sigma": [1.3]}
@@ -217,8 +220,8 @@ def localize_frames(
         frames[saturated] = np.nan  # bright enough to be seen, but no measure of brightness
     box = box or box_of(sigma)
     if network is not None:
-        return as_table(fit_learned(network, frames, behind, peaks, psf, variance, sigma, box, light), psf)
-    return as_table(fit_peaks(frames, behind, peaks, psf, variance, sigma, box), psf)
+        return as_table(fit_learned(network, frames, behind, peaks, psf, variance, sigma, box, light, uneven), psf)
+    return as_table(fit_peaks(frames, behind, peaks, psf, variance, sigma, box, uneven), psf)
 
 
 def network_of(plan: Plan) -> Network | None:
@@ -235,59 +238,30 @@ def _loaded(path: str, _changed: int) -> Network:
     return Network.load(path)
 
 
-def learn_from(plan: Plan, source: Source) -> Network:
-    """The package's network after lessons on what frames from all over the movie suggest."""
-    width = float(usual(plan, source)[0])
-    few = some_frames(source)
-    read = source.camera.variance
-    table = localize_frames(few, read, Gaussian2D(), width, threshold=plan.threshold, network=general())
-    table = table[(table["photons"] > 5 * table["photons_error"]) & (table["lpx"] > 0)]
-    density = len(table) / max(few.size, 1)
-    noise = float(np.sqrt(np.median(read)))
-    prior = prior_of(table, background(few, read, width), width, density, noise)
-    return learn(Network(prior, general().parameters), LESSONS, rate=1e-3)
+def psf_of(plan: Plan) -> PSF:
+    """The PSF that is fitted: the one given, or that of the movie for which the network was taught."""
+    if plan.psf is not None:
+        return plan.psf
+    network = network_of(plan)
+    return Gaussian2D() if network is None else network.prior.psf
+
+
+def teach(plan: Plan, source: Source, progress: bool = True) -> None:
+    """Give the package's network lessons on what frames from all over the movie suggest, unless this is done."""
+    if plan.network.exists():
+        return
+    few, read = some_frames(source), source.camera.variance
+    width = usual_of(few, read, None, plan.width, plan.threshold).sigma
+    prior = prior_of(few, read, width, plan.psf, plan.threshold)
+    learn(Network(prior, general().parameters), LESSONS, rate=1e-3, progress=progress).save(plan.network)
 
 
 def usual(plan: Plan, source: Source) -> np.ndarray:
-    """The PSF's width, unless it is given, and centre and scale of the photons: those of isolated spots.
-
-    They are looked for in frames from all over the movie.
-    """
-    given = plan.sigma or getattr(plan.psf, "sigma", None)
-    few, width, photons = some_frames(source), given or SIGMA, np.empty(0)
-    for _ in range(1 if given else 3):
-        found, photons = isolated_spots(few, source.camera.variance, width, plan.threshold)
-        if len(found) < SURE:
-            break
-        # whole hundredths: no last digit of it depends on the machine
-        before, width = width, given or round(float(np.clip(np.median(found), 0.6, 4.0)), 2)
-        if abs(width - before) < 0.05 * width:
-            break
-    if len(photons) < SURE:
-        return np.array([width, 0.0, np.inf])
-    low, median, high = np.quantile(photons, (0.16, 0.5, 0.84))
-    return np.round([width, median, max(0.6 * (high - low), 0.1 * median)], 2)
-
-
-def isolated_spots(
-    frames: np.ndarray, variance: Any, sigma: float, threshold: float | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Widths and photons of bright spots in `frames` with no other near, which one Gaussian explains."""
-    behind = flickering(frames, background(frames, variance, sigma), variance, sigma)
-    peaks, box = find(frames, behind, variance, sigma, threshold), box_of(sigma)
-    alone = np.ones(len(peaks), bool)
-    for rows in np.split(np.arange(len(peaks)), np.flatnonzero(np.diff(peaks["frame"])) + 1):
-        apart = [abs(peaks[name][rows, None] - peaks[name][rows]) for name in "xy"]
-        alone[rows] = (np.maximum(*apart) < box // 2 + 2.5 * sigma).sum(1) == 1
-    images, kept = cut(frames, peaks[alone], box)
-    if np.ndim(variance):
-        kept["frame"] = 0
-        variance = cut(np.asarray(variance, np.float32)[None], kept, box)[0]
-    found = fit.mle(images, Gaussian2D(), variance=variance, progress=False)
-    error, pixels = found.errors[:, found.names.index("photons")], box * box
-    sure = (found.status == fit.Status.converged) & (found.photons > 8 * error)
-    sure &= found.chi2 <= pixels - len(found.names) + 2 * np.sqrt(2 * pixels)
-    return found.sigma[sure], found.photons[sure]
+    """What isolated molecules are in frames from all over the movie: see `shape.Usual`."""
+    psf, sigma = psf_of(plan), plan.width
+    if sigma is None and not isinstance(psf, Gaussian2D) and (network := network_of(plan)) is not None:
+        sigma = round(sum(network.prior.sigma) / 2, 2)
+    return np.array(usual_of(some_frames(source), source.camera.variance, psf, sigma, plan.threshold))
 
 
 def some_frames(source: Source) -> np.ndarray:
@@ -301,7 +275,7 @@ def some_frames(source: Source) -> np.ndarray:
 def gather(plan: Plan) -> np.ndarray:
     """The tables of all chunks."""
     tables = [np.load(plan.file(n)) for n in range(len(plan.chunks))]
-    return np.concatenate(tables) if tables else as_table(None, plan.psf or Gaussian2D())
+    return np.concatenate(tables) if tables else as_table(None, psf_of(plan))
 
 
 def describe(psf: PSF | None) -> dict[str, Any] | None:

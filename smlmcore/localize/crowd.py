@@ -33,25 +33,29 @@ def fit_peaks(
     variance: Any = 0.0,
     sigma: float = 1.3,
     box: int = 9,
+    uneven: float = 0.0,
     threads: int | None = None,
 ) -> Emitters:
     """Fit all emitters in `frames` (n, h, w) that `peaks` (frame, x, y, snr) show, and those hidden beside them.
 
     `behind` (m, h, w): background of m equal parts of the frames; `sigma`: width of the PSF, at which overlapping
-    Gaussians are held.  Returns the emitters with a finite position.
+    Gaussians are held; `uneven`: how far (standard deviation, pixels) widths scatter.  Returns the emitters with a
+    finite position.
     """
     frames = np.ascontiguousarray(frames, np.float32)
     with with_threads(threads):
-        own, doubt = alone(frames, peaks, psf, variance, sigma, box)
+        own, doubt = alone(frames, peaks, psf, variance, sigma, box, uneven)
         doubt |= near(own, own, len(frames), reach(sigma, box)) | cut_off(own, frames.shape, box)
         starts = own.rows(doubt)
         _reset(starts, peaks[doubt])
         starts = as_starts(starts, psf)
-        return together(frames, behind, own.rows(~doubt), own.rows(doubt), starts, psf, variance, sigma, box)
+        return together(
+            frames, behind, own.rows(~doubt), own.rows(doubt), starts, psf, variance, sigma, box, None, uneven
+        )
 
 
 def alone(
-    frames: np.ndarray, peaks: np.ndarray, psf: PSF, variance: Any, sigma: float, box: int
+    frames: np.ndarray, peaks: np.ndarray, psf: PSF, variance: Any, sigma: float, box: int, uneven: float = 0.0
 ) -> tuple[Emitters, np.ndarray]:
     """Each peak fitted for itself, and which of them one emitter of the usual width does not explain."""
     frame, x, y = (peaks[name].astype(np.int64) for name in ("frame", "x", "y"))
@@ -64,7 +68,7 @@ def alone(
     theta, good = found.parameters.copy(), np.isfinite(found.parameters).all(1)
     doubt = ~(found.chi2 <= pixels - len(psf.names) + UNEXPLAINED * np.sqrt(2.0 * pixels)) | ~good
     if (column := width_of(psf)) >= 0:
-        doubt |= ~(theta[:, column] - sigma < WIDE * found.errors[:, column])
+        doubt |= ~(theta[:, column] - sigma < WIDE * np.hypot(found.errors[:, column], uneven))
     theta[:, 0] += x - half
     theta[:, 1] += y - half
     snr, crowded = peaks["snr"].astype(np.float32), np.zeros(n, bool)
@@ -75,16 +79,18 @@ def alone(
 
 def together(
     frames: np.ndarray, behind: np.ndarray, certain: Emitters, doubtful: Emitters, starts: np.ndarray, psf: PSF,
-    variance: Any, sigma: float, box: int, light: tuple[float, float] | None = None,
+    variance: Any, sigma: float, box: int, light: tuple[float, float] | None = None, uneven: float = 0.0,
 ) -> Emitters:  # fmt: skip
     """`certain` emitters, and those of joint fits from `starts`, in place of the `doubtful` ones."""
     n, far = len(frames), reach(sigma, box)
-    found = joint.fit(frames, starts, behind, variance, sigma, psf, box, light, as_starts(certain, psf))
+    found = joint.fit(frames, starts, behind, variance, sigma, psf, box, light, as_starts(certain, psf), uneven)
     found = found.rows(np.isfinite(found.theta).all(1) & np.isfinite(found.errors[:, :2]).all(1))
     found.crowded = near(found, found, n, far) | near(found, certain, n, far)
     # alone after all, and of another width than usual: the fit of its own, in which the width is free
     if (column := width_of(psf)) >= 0:
-        own = doubtful.rows((doubtful.status == fit.Status.converged) & ~cut_off(doubtful, frames.shape, box))
+        explained = doubtful.chi2 <= box * box + UNEXPLAINED * box * np.sqrt(2.0)  # no light of a neighbour in its box
+        explained &= (doubtful.status == fit.Status.converged) & ~cut_off(doubtful, frames.shape, box)
+        own = doubtful.rows(explained)
         own = own.rows(abs(own.theta[:, column] - sigma) > WIDE * own.errors[:, column])
         own = own.rows(near(own, found.rows(~found.crowded), n, 0.5))
         found = found.rows(found.crowded | ~near(found, own, n, 0.5)).join(own)

@@ -44,12 +44,15 @@ def evaluate(
         floor, gained, source = result.parameters[rows], len(psf.names), "refined fit + p/2"
     else:
         rows, true = true_parameters(spots, rows, truth)
-        bound = psf.crlb(true, spots.images.shape[1:], of(rows))
         good = result.status[rows] == fit.Status.converged
-        error = {"encoder": (encoder[rows] - true) / bound, "refined": ((result.parameters[rows] - true) / bound)[good]}
-        scores = {stage: score(psf.names, e) for stage, e in error.items()}
+        size = spots.images.shape[1:]
+        score = {
+            "encoder": fit.score(psf, encoder[rows], true, size, of(rows)),
+            "refined": fit.score(psf, result.parameters[rows][good], true[good], size, of(rows[good])),
+        }
+        scores = {stage: _relative(s) for stage, s in score.items()}
         scores["refined"]["converged_fraction"] = float(good.mean()) if len(good) else 0.0
-        errors = {stage: e[:, :2].ravel() for stage, e in error.items()}
+        errors = {stage: s.deviation[:, :2].ravel() for stage, s in score.items()}
         floor, gained, source = true, 0, "truth"
 
     images, variance = spots.images[rows].astype(float), of(rows)
@@ -79,10 +82,10 @@ def true_parameters(spots: Any, rows: np.ndarray, truth: np.ndarray) -> tuple[np
     return rows, np.stack(columns, 1).astype(float)
 
 
-def score(names: tuple[str, ...], error: np.ndarray) -> dict[str, dict[str, float]]:
-    """Root-mean-square and mean of `error` (n, p), which is (found - true) / CRLB, for each parameter."""
-    rmse, bias = np.sqrt(np.mean(error**2, axis=0)), np.mean(error, axis=0)
+def _relative(score: fit.Score) -> dict[str, dict[str, float]]:
+    """Root mean square and mean of (found - true) / CRLB, for each parameter."""
+    bias = score.deviation.mean(0) if len(score.deviation) else np.full(len(score.names), np.nan)
     return {
-        "rmse_over_crlb": {name: round(float(v), 4) for name, v in zip(names, rmse, strict=True)},
-        "bias_over_crlb": {name: round(float(v), 4) for name, v in zip(names, bias, strict=True)},
+        name: {parameter: round(float(v), 4) for parameter, v in zip(score.names, values, strict=True)}
+        for name, values in (("rmse_over_crlb", score.ratio), ("bias_over_crlb", bias))
     }

@@ -46,6 +46,7 @@ TRY, PROOF = 3.0, 8.0
 HOPE = 1.5  # a trial ends where thrice the gain that a step promises would not be enough
 CERTAIN = 8.0  # photons over their standard error above which an emitter in a group is not in doubt
 WEAK = 2.0  # the same for any emitter, below which it is no more than noise
+EVEN = 0.05  # scatter of widths, relative, up to which they are held
 TAILS = 4.0  # degrees of freedom of the t distribution of photons: a bead is no crowd of molecules
 LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e6
 NOWHERE = np.float32(1e12)  # variance of a pixel that says nothing
@@ -66,6 +67,9 @@ SIZE = IMAGES + (MOST + 1) * EMITTER
 # all arrays live in `_frames`: counting the views of them would cost a third of the time
 compiled = numba.njit(cache=True, error_model="numpy", _nrt=False)
 fast = numba.njit(cache=True, error_model="numpy", _nrt=False, fastmath=axis.FAST)
+# Of a function that is not inlined, a process that compiles has several copies, and runs another than one that finds all
+# in the cache: their sums may be reordered differently.
+sums = numba.njit(cache=True, error_model="numpy", _nrt=False, fastmath=axis.FAST, forceinline=True)
 get, put = axis.get, axis.put
 
 
@@ -127,7 +131,7 @@ def _add(s, image, start, size):
         put(s, MEAN + start + j, get(s, MEAN + start + j) + get(s, image + j))
 
 
-@fast
+@sums
 def _weigh(s, size):
     """Weights and residuals; log likelihood without factorials, sums of weights and residuals."""
     total = weights = rest = np.float32(0)
@@ -143,7 +147,7 @@ def _weigh(s, size):
     return total, weights, rest
 
 
-@fast
+@sums
 def _product(s, image, start, out, size):
     """A derivative times the weights; its sum, and that of derivative times residual."""
     total = gradient = np.float32(0)
@@ -156,7 +160,7 @@ def _product(s, image, start, out, size):
     return total, gradient
 
 
-@fast
+@sums
 def _normal(s, image, start, size):
     """All products of three derivatives under the weights, with their sums and those with the residual, in one pass."""
     xx = yx = yy = nx = ny = nn = x = y = n = gx = gy = gn = np.float32(0)
@@ -179,7 +183,7 @@ def _normal(s, image, start, size):
     return (xx, yx, yy, nx, ny, nn), (x, y, n), (gx, gy, gn)
 
 
-@fast
+@sums
 def _dot(s, a, b, size):
     total = np.float32(0)
     for j in range(size):
@@ -187,7 +191,7 @@ def _dot(s, a, b, size):
     return total
 
 
-@fast
+@sums
 def _leaf(s, start, box, wide):
     """The residual's product with xx - yy and xy, and the squares of these under the weights."""
     t1 = t2 = n1 = n2 = np.float32(0)
@@ -218,7 +222,7 @@ def _cut(count, on, model, first, stride, s, rows, columns, wide):
                 put(s, ON + row + j, get(on, q + j) if j < columns else np.float32(0))
 
 
-@fast
+@sums
 def _judge(s, size):
     """Log likelihood and chi square of the window."""
     likelihood = squares = np.float32(0)
@@ -281,6 +285,8 @@ def _evaluate(job, window, k, theta, row):
     for e in range(k if light[1] < np.inf else 0):
         far = (theta[e, job[2][3]] - light[0]) / light[1]
         total -= 0.5 * (TAILS + 1) * math.log(1 + far * far / TAILS)
+    for e in range(k if light[3] > 0 else 0):
+        total -= 0.5 * ((theta[e, 4] - light[2]) / light[3]) ** 2
     return total, weights, rest
 
 
@@ -314,6 +320,9 @@ def _assemble(job, window, k, theta, row, weights, rest, information, gradient):
             pull = (TAILS + 1) / (TAILS + far * far) / light[1]
             gradient[u] -= pull * far
             information[u, u] += pull / light[1]
+        if light[3] > 0:
+            gradient[e * free + 3] -= (theta[e, 4] - light[2]) / light[3] ** 2
+            information[e * free + 3, e * free + 3] += 1 / light[3] ** 2
     return last + 1
 
 
@@ -651,13 +660,15 @@ def fit(
     box: int | None = None,
     light: tuple[float, float] | None = None,
     others: np.ndarray | None = None,
+    uneven: float = 0.0,
 ) -> Emitters:
     """Fit all emitters in `frames` (n, h, w) from `starts`, a table of frame and parameters that is sorted by frame.
 
     `behind` (m, h, w): background of m equal parts of the frames; `variance`: of the read noise; `sigma`: width of the
     PSF, at which Gaussians are held.  `light`: centre and scale of the distribution of emitters' photons where it is
     known beforehand (t with TAILS degrees of freedom), which tells apart emitters that are very near to each other; it
-    counts as an observation.  `others`: emitters, like `starts`, that shine but are not fitted.
+    counts as an observation.  `others`: emitters, like `starts`, that shine but are not fitted.  `uneven`: how far
+    (standard deviation, pixels) widths of Gaussians scatter; above EVEN sigma they are free, and this an observation.
 
     >>> from smlmcore.psf import Gaussian2D
     >>> pair = {"x": [[8.0, 9.2]], "y": [[7.0, 7.6]], "photons": [[3000.0, 3000.0]], "sigma": 1.3, "background": [5.0]}
@@ -669,7 +680,8 @@ def fit(
     """
     psf = Gaussian2D() if psf is None else psf
     box = 2 * math.ceil(3 * sigma) + 1 if box is None else box
-    names, scene, scratch = _scene(psf, box)
+    uneven = uneven if type(psf) is Gaussian2D and psf.sigma is None and uneven > EVEN * sigma else 0.0
+    names, scene, scratch = _scene(psf, box, held=not uneven)
     bounds = psf.bounds((box, box))
     limits = np.array([bounds.get(name, (0, np.inf, 0, 0)) for name in names], float).T.copy()
     limits[:2, 0], limits[:2, 1] = (-1.5, frames.shape[2] + 0.5), (-1.5, frames.shape[1] + 0.5)
@@ -692,7 +704,7 @@ def fit(
     read = np.ascontiguousarray(np.broadcast_to(np.asarray(variance, np.float32), frames.shape[1:]))
     frames, behind = (np.ascontiguousarray(v, np.float32) for v in (frames, behind))
     given = (
-        scene, limits, (0.0, math.inf) if light is None else (float(light[0]), float(light[1])), float(sigma),
+        scene, limits, (*map(float, light or (0.0, math.inf)), float(sigma), float(uneven)), float(sigma),
         frames, behind, read, start, theta, fixed_start, fixed, room, scratch, out,
         count,
     )  # fmt: skip
@@ -707,9 +719,9 @@ def fit(
     return Emitters(frame, theta, errors, status, *judged, snr, np.ones(len(own), bool))
 
 
-def _scene(psf: PSF, box: int) -> tuple[tuple[str, ...], tuple[Any, ...], int]:
+def _scene(psf: PSF, box: int, held: bool = True) -> tuple[tuple[str, ...], tuple[Any, ...], int]:
     """Names of the parameters, what the compiled code knows of a PSF, and how much scratch its function needs."""
-    gaussian, real = type(psf) is Gaussian2D, np.dtype(np.float32)
+    gaussian, real = type(psf) is Gaussian2D and held, np.dtype(np.float32)
     names = (*psf.names, "sigma") if gaussian and "sigma" not in psf.names else psf.names
     background, p = names.index("background"), len(names)
     free = 3 if gaussian else p - 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -18,13 +19,18 @@ from .. import layers, optim
 from ..autograd import Tensor
 from ..loss import Mixture
 from ..mapper.mixture import PHOTONS
+from ..psf import Gaussian2D
+from ..psf.base import PSF
 from .network import Network, inputs
 from .prior import Prior
+from .shape import isolated_shapes, lone_spots, psf_of, ranges_of, usual_of, width_in
 
 CROP = 40  # pixels
 BATCH = 16
 WARMUP = 100  # steps
 LESSONS = 3000  # of a network for one movie, which starts from that of the package
+UNEVEN = 0.06  # scatter of widths in the lessons, relative, at least
+HAZE = 0.25  # emitters far out of focus in the lessons, at most, for each that is found
 STEPS = 20_000  # of the network that comes with the package
 
 
@@ -65,26 +71,46 @@ def learn(
     return Network(network.prior, parameters, network.width, network.last)
 
 
-def prior_of(table: np.ndarray, background: np.ndarray, sigma: float, density: float, read_noise: float) -> Prior:
-    """What a quick pass over some frames of a movie suggests: ranges that are somewhat wider than what it found.
+def prior_of(
+    frames: np.ndarray, variance: Any = 0.0, sigma: float = 1.3, psf: PSF | None = None, threshold: float | None = None
+) -> Prior:
+    """What `frames` (n, h, w) of a movie suggest: its PSF if none is given, and ranges a little wider than what it has.
 
-    `table`: the emitters found, with photons; `background`: photons per pixel; `density`: emitters per pixel.
+    `variance`: of the read noise, a number or (h, w); `sigma`: about the width of the PSF; `threshold`: see `find`.
 
-    >>> few = np.array([(1800.0,), (2200.0,)], [("photons", float)])
-    >>> prior_of(few, np.full((1, 9, 9), 10.0), 1.3, 0.004, 0.0).density
-    (0.0005, 0.008)
+    >>> from smlmcore.psf import EllipticGaussian2D
+    >>> from smlmcore.simulate.movie import light
+    >>> rng, frame = np.random.default_rng(0), np.repeat(np.arange(20), 6)
+    >>> values = {"x": rng.uniform(0, 63, 120), "y": rng.uniform(0, 63, 120), "photons": np.full(120, 2000.0)}
+    >>> mean = EllipticGaussian2D(fixed=(2.0, 1.2, 0.3))
+    >>> prior = prior_of(rng.poisson(light(mean, values, frame, (20, 64, 64)) + 10))
+    >>> type(prior.psf).__name__, prior.photons[0] < 2000 < prior.photons[1]
+    ('EllipticGaussian2D', True)
     """
-    median = float(np.median(table["photons"])) if len(table) else PHOTONS
-    low, high = np.quantile(np.log(np.maximum(table["photons"], 1)), (0.16, 0.84)) if len(table) > 9 else (0.0, 0.8)
+    spots, noise, peaks, behind = lone_spots(frames, variance, sigma, threshold, widths=4.0)
+    uneven = usual_of(frames, variance, None, sigma, threshold).uneven
+    psf = psf_of(spots, noise) if psf is None else psf
+    shape, photons = {}, np.empty(0)
+    if len(spots):
+        photons = isolated_shapes(spots, psf, noise)[0][:, psf.names.index("photons")]
+        if not isinstance(psf, Gaussian2D):
+            shape, sigma = ranges_of(spots, psf, noise), width_in(spots, noise)
+    median = float(np.median(photons)) if len(photons) else PHOTONS
+    low, high = np.quantile(np.log(photons), (0.16, 0.84)) if len(photons) > 9 else (0.0, 0.8)
     spread = float(np.clip((high - low) / 2, 0.1, 1.5))
-    least, most = np.quantile(background, (0.02, 0.98)) if background.size else (1.0, 10.0)
+    least, most = np.quantile(behind, (0.02, 0.98)) if behind.size else (1.0, 10.0)
+    density, read = len(peaks) / max(np.size(frames), 1), float(np.sqrt(np.median(variance)))
     return Prior(
         photons=(median / 1.3, median * 1.3),
         spread=(spread / 2, spread * 1.2),
         background=(max(0.7 * float(least), 0.05), max(1.4 * float(most), 0.1)),
         sigma=(0.93 * sigma, 1.07 * sigma),
         density=(0.0005, max(2 * density, 0.002)),
-        read_noise=(read_noise, read_noise + 1e-6) if read_noise else (0.0, 0.5),
+        read_noise=(read, read + 1e-6) if read else (0.0, 0.5),
+        uneven=max(UNEVEN, 1.5 * uneven / sigma),
+        psf=psf,
+        shape=shape,
+        haze=(0.0, HAZE * density),
     )
 
 

@@ -168,6 +168,7 @@ def _events(rows: np.ndarray, event: np.ndarray, n: int) -> np.ndarray:
     kinds = [(name, rows.dtype[name] if rows.dtype[name].kind == "f" else np.float32) for name in names]
     out = np.empty(n, [("frame", rows.dtype["frame"]), *kinds, ("count", np.int32), ("length", np.int32)])
     out["frame"], out["count"], out["length"] = first, count, last - first + 1
+    weight[weight == 0] = np.nan  # a parameter at its bound has no error
     for i, name in enumerate(weighted):
         out[name] = total[i] / weight[i]
     for i, name in enumerate(summed + others, len(weighted)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from functools import cache
 from os import PathLike
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from .. import data
 from ..encoder import UNet
+from ..fit.model import build, describe
 from ..mapper.mixture import CHANNELS, COLUMNS, peaks
 from .prior import Prior
 
@@ -101,7 +101,7 @@ class Network:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write an .npz of the weights, in half precision, with the settings as JSON: no pickle."""
-        about = {"format": FORMAT, "width": self.width, "last": self.last, "prior": asdict(self.prior)}
+        about = {"format": FORMAT, "width": self.width, "last": self.last, "prior": describe(vars(self.prior))}
         weights = {name: np.asarray(value, np.float16) for name, value in self.parameters.items()}
         with data.atomic(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, about=np.array(json.dumps(about)), **weights)
@@ -115,9 +115,9 @@ class Network:
                 weights = {name: file[name].astype(np.float32) for name in file.files if name != "about"}
             if about["format"] != FORMAT:
                 raise data.DataError(f"{path}: is of format {about['format']}; this version reads format {FORMAT}")
-            prior = Prior(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["prior"].items()})
+            prior = Prior(**_tuples(build(about["prior"])))
             network = cls(prior, weights, about["width"], about["last"])
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (AttributeError, ImportError, KeyError, TypeError, ValueError, OSError) as error:
             if isinstance(error, data.DataError | FileNotFoundError):
                 raise
             raise data.DataError(f"{path}: is no network of `smlmcore localize --learn` ({error})") from None
@@ -125,6 +125,12 @@ class Network:
         if {k: v.shape for k, v in expected.items()} != {k: v.shape for k, v in weights.items()}:
             raise data.DataError(f"{path}: its weights are not those of a network of width {about['width']}")
         return network
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What JSON made lists, as tuples again."""
+    kinds = {list: tuple, dict: _tuples}
+    return {k: kinds.get(type(v), lambda v: v)(v) for k, v in values.items()}
 
 
 @cache

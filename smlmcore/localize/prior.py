@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..mapper.mixture import PHOTONS
 from ..psf import Gaussian2D
+from ..psf.base import PSF
+from ..simulate.movie import light as light_of
 
 ROUND = 4.0  # pixels beyond the border where emitters still shine in
+PATCH = 4.0  # widths around an emitter in which a PSF is drawn that is drawn in squares
+FAR = (2.5, 6.0)  # widths, relative to the usual one, of emitters far out of focus
 
 
 class Lesson(NamedTuple):
@@ -34,6 +40,11 @@ class Prior:
     side in the others.  Emitters beyond the border shine into half of the frames.  Emitters differ in width by up to
     `uneven` (standard deviation, relative).
 
+    `psf`: any, and what it has beside x, y, photons and background in `shape`, a range for each parameter, from which
+    every emitter draws; a `Gaussian2D` has the frame's `sigma` instead, which for others is what the width would be
+    estimated to be.  `haze`: emitters per pixel that are far out of focus, in half of the frames; nobody looks for
+    them.
+
     >>> lesson = Prior(density=(0.01, 0.01)).draw(np.random.default_rng(0), 3, (24, 24))
     >>> lesson.frames.shape, lesson.emitters.shape[1], bool(lesson.image.max() < 3)
     ((3, 24, 24), 3, True)
@@ -46,6 +57,9 @@ class Prior:
     density: tuple[float, float] = (0.0005, 0.015)
     read_noise: tuple[float, float] = (0.0, 2.0)
     uneven: float = 0.06
+    psf: PSF = field(default_factory=Gaussian2D)
+    shape: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    haze: tuple[float, float] = (0.0, 0.0)
 
     def draw(self, rng: np.random.Generator, n: int, shape: tuple[int, int]) -> Lesson:
         """`n` frames of `shape`."""
@@ -60,13 +74,19 @@ class Prior:
         e, near = len(image), around[image]
         x, y = (rng.uniform(-0.5 - near, side - 0.5 + near) for side in (w, h))
         light = photons[image] * np.exp(spread[image] * rng.normal(size=e))
-        width = sigma[image] * np.exp(rng.uniform(0, self.uneven, n)[image] * rng.normal(size=e))
+        values = {"x": x, "y": y, "photons": light}
+        if isinstance(self.psf, Gaussian2D):
+            width = sigma[image] * np.exp(rng.uniform(0, self.uneven, n)[image] * rng.normal(size=e))
+            values["sigma"], psf = width, Gaussian2D()
+        else:
+            values |= {name: rng.uniform(*v, e) for name, v in self.shape.items()}
+            psf = self.psf
         tilt = rng.uniform(-0.5, 0.5, (2, n, 1, 1)) * (rng.random((n, 1, 1)) < 0.5)
         slope = tilt[0] * np.linspace(-1, 1, w) + tilt[1] * np.linspace(-1, 1, h)[:, None]
         behind = level[:, None, None] * (1 + 0.99 * slope)
-        values = {"x": x, "y": y, "photons": light, "sigma": width, "background": np.zeros(n)}
-        values = {k: v.astype(np.float32) for k, v in values.items()}
-        mean = Gaussian2D().render(values, shape, image=image)
+        mean = light_of(psf, values, image, (n, h, w), 2 * math.ceil(PATCH * self.sigma[1]) + 1)
+        if self.haze[1] > 0:
+            behind = behind + self._far(rng, photons, sigma, shape)
         # what is estimated is off by some per cent, and takes a little of the emitters' light for background
         known = behind * np.exp(0.04 * rng.normal(size=(n, 1, 1)))
         known += rng.uniform(0, 0.15, (n, 1, 1)) * mean.mean((1, 2), keepdims=True)
@@ -80,3 +100,13 @@ class Prior:
             np.stack([x, y, np.log(light / PHOTONS)], 1).astype(np.float32)[inside],
             image[inside],
         )
+
+    def _far(self, rng: np.random.Generator, photons: np.ndarray, sigma: np.ndarray, shape: tuple[int, int]) -> Any:
+        """Light (n, h, w) of emitters far out of focus."""
+        n, (h, w) = len(photons), shape
+        many = rng.uniform(*self.haze, n) * (rng.random(n) < 0.5) * (h + 8 * ROUND) * (w + 8 * ROUND)
+        image = np.repeat(np.arange(n), rng.poisson(many))
+        x, y = (rng.uniform(-4 * ROUND, side + 4 * ROUND, len(image)) for side in (w, h))
+        width = sigma[image] * rng.uniform(*FAR, len(image))
+        values = {"x": x, "y": y, "photons": photons[image] * rng.uniform(0.5, 1.5, len(image)), "sigma": width}
+        return light_of(Gaussian2D(), values, image, (n, h, w))

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from .. import data, fit
 from ..layers import keep_freed
-from ..psf import Gaussian2D
+from ..psf import Gaussian2D, load
 from ..psf.base import PSF
 from .believe import believe
 from .chunks import (
@@ -31,6 +31,8 @@ from .chunks import (
     describe,
     gather,
     prepare,
+    psf_of,
+    teach,
 )
 from .finder import false_positives as rate_of
 from .finder import threshold_for
@@ -46,7 +48,7 @@ WIDEST = 10.0  # pixels, of the PSF
 MARGIN = 5.0  # pixels: scores are given with and without what is so near to the border
 SETTINGS = {  # what settings.yaml holds, and of which kind
     "movies": list, "camera": dict, "sigma": Real, "box": int, "threshold": Real, "false_positives": Real, "gap": int,
-    "undrift": bool, "marks": list, "zoom": Real, "csv": bool, "method": str, "model": str, "learn": bool,
+    "undrift": bool, "marks": list, "psf": str, "zoom": Real, "csv": bool, "method": str, "model": str, "learn": bool,
 }  # fmt: skip
 
 
@@ -54,7 +56,7 @@ def run(
     movies: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     camera: Mapping[str, Any] | None = None,
-    psf: PSF | None = None,
+    psf: PSF | str | os.PathLike[str] | None = None,
     sigma: float | None = None,
     box: int | None = None,
     threshold: float | None = None,
@@ -75,16 +77,18 @@ def run(
     """Localize all molecules in `movies`, one series of frames, and write table, image and report into folder `out`.
 
     `camera`: settings that override those in the file, see `camera.Camera`, and `file`: a camera that was saved.
-    `psf`: what a molecule looks like, default a Gaussian of its own width.  `sigma`: its usual width in pixels, default
-    found out from the movie; `box`: odd side of the images that are fitted, default 2 * ceil(3 sigma) + 1.
+    `psf`: what a molecule looks like, or a file of `smlmcore calibrate`, default a Gaussian.  `sigma`: its usual width
+    in pixels, default found out from the movie; `box`: odd side of the images that are fitted, default
+    2 * ceil(3 sigma) + 1.
     `false_positives`: in each frame, or `threshold` in units of the noise, see `find`.  `gap`: dark frames within an
     event.  `undrift`: correct the drift, by the beads at `marks` (x, y in pixels) if there are any.  `zoom`: pixels of
     the image per pixel of the camera.  `csv`: the table for ThunderSTORM as well.
 
     `method`: "fit": maximum likelihood from the filter's peaks; "network": all that a network sees, refined; "auto":
-    one fit where one emitter explains a spot, the network for the rest (`learned`).  A PSF that is no `Gaussian2D` is
-    always fitted.  `model`: file of a network, default the one of the package; `learn`: teach one for this movie first,
-    from what a quick pass over some frames suggests, and write it to `network.npz`.
+    one fit where one emitter explains a spot, the network for the rest (`learned`).  `model`: file of a network,
+    default the one of the package, which knows a `Gaussian2D` only: other PSFs are always fitted.  `learn`: teach one
+    for this movie first, from what a quick pass over some frames suggests (`learn.prior_of`), and write it to
+    `network.npz`; with any `psf`, and where none is given with the one that isolated molecules show (`shape.psf_of`).
 
     `workers`: processes of this machine, or `scheduler`: the address of a
     Dask cluster that sees the files by the same names; else all threads of this process.
@@ -97,8 +101,11 @@ def run(
     folder = Path(out)
     if folder.is_file():
         raise data.DataError(f"{folder} is a file; expected a folder for the results")
-    check(psf, sigma, box, threshold, gap, zoom, method, model, learn, workers)
-    method = method if psf is None or isinstance(psf, Gaussian2D) else "fit"
+    calibration = psf if isinstance(psf, str | os.PathLike) else None
+    psf = load(psf) if calibration is not None else psf
+    known = psf is None or isinstance(psf, Gaussian2D) or learn or model is not None  # to the network
+    check(psf, known, sigma, box, threshold, gap, zoom, method, model, learn, workers)
+    method = method if known else "fit"
     keep_freed()
     with Source(paths, camera or {}) as source:
         plan = Plan(
@@ -113,6 +120,10 @@ def run(
         data.refuse_existing(folder / "localizations.hdf5", overwrite=overwrite or begun(plan))
         todo = prepare(plan)
         clock.lap("open")
+        if learn:
+            teach(plan, source, progress=not quiet)
+            clock.lap("learn")
+        psf = psf_of(plan)
         table, width = localize(plan, source, todo, workers, scheduler, quiet)
         clock.lap("localize")
         report = {
@@ -120,7 +131,7 @@ def run(
             "settings": {
                 "method": method,
                 "network": "none" if method == "fit" else "learned" if learn else str(model or "of the package"),
-                "psf": describe(psf or Gaussian2D()),
+                "psf": describe(psf),
                 "sigma": round(width, 4),
                 "box": box or box_of(width),
                 "threshold": round(threshold or threshold_for(false_positives, source.shape[1:], width), 3),
@@ -133,11 +144,12 @@ def run(
         }
         table, report["dropped"] = keep(table, source.shape)
         report["localizations"], report["crowded"] = len(table), int(table["crowded"].sum())
-        report["model"] = believe(source, table, psf or Gaussian2D(), width)
+        report["model"] = believe(source, table, psf, width)
         if not report["model"].get("believable", True):
             report["warnings"].append(
-                "the model does not explain the frames: chi square per pixel near the molecules is "
-                f"{report['model']['near_emitters']['chi2_per_pixel']:.2f}; look at the residuals, or use another PSF"
+                "the model does not explain the frames: chi square per pixel is "
+                f"{report['model']['typical']:.2f} near a typical molecule, and {report['model']['single']:.2f} where "
+                "one is alone; look at the residuals, try --learn, or use another PSF"
             )
         clock.lap("check")
         found = follow(source, table, report, undrift, marks, gap, zoom, clock.lap)
@@ -153,14 +165,16 @@ def run(
             "threshold": threshold, "false_positives": false_positives, "gap": gap, "undrift": undrift,
             "marks": None if marks is None else [list(map(float, m)) for m in marks], "zoom": zoom, "csv": csv,
             "method": method, "model": None if model is None else str(model), "learn": learn,
+            "psf": None if calibration is None else str(calibration),
         }  # fmt: skip
-        write(folder, source, found, report, given, psf or Gaussian2D(), clock.lap)
+        write(folder, source, found, report, given, psf, clock.lap)
     clear(plan)
     return report
 
 
 def check(
     psf: PSF | None,
+    known: bool,
     sigma: float | None,
     box: int | None,
     threshold: float | None,
@@ -172,7 +186,6 @@ def check(
     workers: int | None,
 ) -> None:
     """Raise `ValueError` for settings that cannot be: now rather than in a worker, or at the end."""
-    gaussian = psf is None or isinstance(psf, Gaussian2D)
     for name, value, good, expected in (
         ("gap", gap, isinstance(gap, Integral) and gap >= 0, "a number of frames, 0 or more"),
         ("box", box, box is None or (box % 2 == 1 and 5 <= box <= 31), "an odd number of pixels from 5 to 31"),
@@ -181,14 +194,17 @@ def check(
         ("zoom", zoom, 0 < zoom < np.inf, "a number above 0"),
         ("workers", workers, workers is None or workers >= 1, "1 or more"),
         ("method", method, method in METHODS, ", ".join(METHODS)),
-        ("method", method, method != "network" or gaussian, "fit for this PSF"),
+        ("method", method, method != "network" or known, "fit for this PSF, or learn=True"),
         ("learn", learn, not learn or (method != "fit" and model is None), "another method than fit, and no model"),
-        ("learn", learn, not learn or gaussian, "False for this PSF"),
     ):
         if not good:
             raise ValueError(f"localize got {name}={value!r}; expected {expected}")
     if model is not None:
-        Network.load(model)  # an error as well
+        taught = Network.load(model).prior.psf  # an error as well
+        if psf is not None and type(psf) is not type(taught):
+            raise data.DataError(
+                f"{model}: has learned {type(taught).__name__}, not {type(psf).__name__}; give no psf, or learn again"
+            )
 
 
 def localize(

@@ -7,6 +7,7 @@ from . import zernike
 from .astigmatic import AstigmaticGaussian
 from .base import PSF
 from .elliptic import EllipticGaussian2D
+from .files import load
 from .gaussian import Gaussian2D
 from .pupil import Pupil
 from .retrieval import retrieve

@@ -15,7 +15,7 @@ d/dsigma_x = (m_20 - m_00) / sigma_x, d/da = (sigma_x/sigma_y - sigma_y/sigma_x)
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numba
@@ -147,7 +147,9 @@ def _pixel(dx, dy, ux, uy, vx, vy):
 @numba.njit(cache=True, error_model="numpy")
 def _rotated_spot(theta, constants, value, partials, scratch):
     x, y, photons, background = theta[0], theta[1], theta[2], theta[3]
-    sigma_x, sigma_y, angle = theta[4], theta[5], theta[6]
+    free = len(theta) == 7
+    shape = theta[4:7] if free else constants
+    sigma_x, sigma_y, angle = shape[0], shape[1], shape[2]
     real = value.dtype.type
     ux, uy, vx, vy = _frame(sigma_x, sigma_y, angle)
     ratio = sigma_x / sigma_y - sigma_y / sigma_x
@@ -159,9 +161,10 @@ def _rotated_spot(theta, constants, value, partials, scratch):
             partials[1, r, c] = photons * (uy * u + vy * v)
             partials[2, r, c] = one
             partials[3, r, c] = 1
-            partials[4, r, c] = photons * (uu - one) / sigma_x
-            partials[5, r, c] = photons * (vv - one) / sigma_y
-            partials[6, r, c] = photons * ratio * uv
+            if free:
+                partials[4, r, c] = photons * (uu - one) / sigma_x
+                partials[5, r, c] = photons * (vv - one) / sigma_y
+                partials[6, r, c] = photons * ratio * uv
 
 
 @numba.njit(cache=True, parallel=True, error_model="numpy")
@@ -306,22 +309,33 @@ class EllipticGaussian2D(PSF):
     Parameters: x, y (pixels), photons (of the whole PSF), background (photons per pixel), sigma_x, sigma_y (pixels,
     > 0) and, if `rotated`, angle (radians) from the x axis to the axis of sigma_x, towards increasing y.  The image
     repeats after half a turn, and after a quarter if the sigmas change places; equal sigmas leave the angle
-    undetermined.  Formulas and accuracy: text of this module.
+    undetermined.  `fixed`: (sigma_x, sigma_y, angle) where they are known; then they are no parameters.  Formulas and
+    accuracy: text of this module.
 
     >>> psf = EllipticGaussian2D(rotated=True)
     >>> psf.names
     ('x', 'y', 'photons', 'background', 'sigma_x', 'sigma_y', 'angle')
+    >>> EllipticGaussian2D(fixed=(1.8, 1.1, 0.5)).names
+    ('x', 'y', 'photons', 'background')
     """
 
     linear = ("photons", "background")
 
-    def __init__(self, rotated: bool = False) -> None:
-        self.rotated = bool(rotated)
-        self.names = ("x", "y", "photons", "background", "sigma_x", "sigma_y") + (("angle",) if rotated else ())
-        self.numba_partials = _rotated_spot if rotated else _elliptic_spot
+    def __init__(self, rotated: bool = False, fixed: Sequence[float] | None = None) -> None:
+        self.fixed = None if fixed is None else tuple(float(v) for v in fixed)
+        if self.fixed and not (len(self.fixed) == 3 and np.isfinite(self.fixed).all() and min(self.fixed[:2]) > 0):
+            raise ValueError(f"EllipticGaussian2D got fixed={fixed}; expected sigma_x, sigma_y > 0 (pixels) and angle")
+        self.rotated = bool(rotated) or fixed is not None
+        shape = () if self.fixed else ("sigma_x", "sigma_y", "angle") if self.rotated else ("sigma_x", "sigma_y")
+        self.names = ("x", "y", "photons", "background", *shape)
+        self.numba_partials = _rotated_spot if self.rotated else _elliptic_spot
 
     def configuration(self) -> dict[str, Any]:
-        return {"rotated": self.rotated}
+        return {"rotated": self.rotated, "fixed": None if self.fixed is None else list(self.fixed)}
+
+    @property
+    def constants(self) -> np.ndarray:
+        return np.array(self.fixed or [])
 
     def scratch_size(self, shape: tuple[int, int]) -> int:
         return 0 if self.rotated else 3 * sum(shape)
@@ -333,8 +347,9 @@ class EllipticGaussian2D(PSF):
         `image`, the index (emitters,) of each emitter's image, parameters are (emitters,), and emitters are drawn only
         where they are: for many in a large image.  Not if rotated.
         """
-        per_emitter = tuple(name for name in self.names if name != "background")
-        values = stack_emitters(self, parameters, per_emitter, image)
+        known = dict(zip(("sigma_x", "sigma_y", "angle"), self.fixed or (), strict=False))
+        per_emitter = (*(name for name in self.names if name != "background"), *known)
+        values = stack_emitters(self, {**parameters, **known}, per_emitter, image)
         if not self.rotated:
             return draw(values, shape, image)
         if image is not None:
@@ -346,10 +361,15 @@ class EllipticGaussian2D(PSF):
 
     def partials(self, parameters: Any, shape: tuple[int, int]) -> tuple[Any, Any]:
         """Images (n, h, w) and their derivatives (n, p, h, w) for one emitter per image, `parameters` (n, p)."""
-        kernel = rotated_partials_kernel if self.rotated else elliptic_partials_kernel
-        return run_partials(kernel, self.check(parameters), shape)
+        kernel, theta = rotated_partials_kernel if self.rotated else elliptic_partials_kernel, self.check(parameters)
+        if self.fixed:
+            xp = backend.module(theta)
+            known = xp.broadcast_to(xp.asarray(self.fixed, theta.dtype), (len(theta), 3))
+            theta = xp.concatenate([theta, known], 1)
+        value, partials = run_partials(kernel, theta, shape)
+        return value, partials[:, : len(self.names)]
 
     def guess(self, found: dict[str, Any], data: Any, weights: Any) -> dict[str, Any]:
-        if self.rotated:
+        if self.rotated and not self.fixed:
             found = {**found, "sigma_x": found["major"], "sigma_y": found["minor"]}
         return super().guess(found, data, weights)

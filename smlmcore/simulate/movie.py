@@ -118,24 +118,38 @@ class Movie:
 
     def render(self, rows: np.ndarray, start: int, stop: int) -> np.ndarray:
         """Expected photons, float32 (frames, height, width), of the emitters `rows` in frames `start` to `stop`."""
-        if "image" in signature(self.psf.render).parameters:  # draws each emitter where it is, in whole frames
-            values = {k: rows[k].astype(np.float32) for k in ("x", "y", "photons", *self.parameters)}
-            values["background"] = np.zeros(stop - start, np.float32)
-            out = self.psf.render(values, self.shape, image=rows["frame"].astype(np.int64) - start)
-            return np.add(out, self.background, out=out)
-        out = np.empty((stop - start, *self.shape), np.float32)
-        out[...] = self.background
-        if len(rows):
-            half = self.patch // 2
-            left, top = np.rint(rows["x"]).astype(int) - half, np.rint(rows["y"]).astype(int) - half
-            values = {k: rows[k].astype(np.float32) for k in (*self.parameters, "photons")}
-            values |= {"x": (rows["x"] - left).astype(np.float32), "y": (rows["y"] - top).astype(np.float32)}
-            step = max(1, CHUNK_BYTES // (4 * self.patch**2))
-            for i in range(0, len(rows), step):
-                part = {k: v[i : i + step] for k, v in values.items()}
-                patches = self.psf.render({**part, "background": np.float32(0)}, (self.patch, self.patch))
-                add_patches(patches, rows["frame"][i : i + step] - start, top[i : i + step], left[i : i + step], out)
-        return out
+        values = {k: rows[k] for k in ("x", "y", "photons", *self.parameters)}
+        shape = stop - start, *self.shape
+        out = light(self.psf, values, rows["frame"].astype(np.int64) - start, shape, self.patch)
+        return np.add(out, self.background, out=out)
+
+
+def light(
+    psf: PSF, values: Mapping[str, np.ndarray], frame: np.ndarray, shape: tuple[int, int, int], patch: int = 31
+) -> np.ndarray:
+    """Expected photons, float32 of `shape` (n, h, w), of emitters in those of n frames that `frame` (e,) tells.
+
+    `values`: parameters of `psf` by name, (e,) each, without the background.  A PSF that cannot draw each emitter where
+    it is in a large image is drawn in squares of side `patch`.
+
+    >>> from smlmcore import psf
+    >>> ellipse = {"x": [4.0], "y": [5.0], "photons": [900.0], "sigma_x": [1.0], "sigma_y": [1.5], "angle": [0.3]}
+    >>> round(float(light(psf.EllipticGaussian2D(rotated=True), ellipse, np.array([1]), (2, 16, 16))[1].sum()))
+    900
+    """
+    n, h, w = shape
+    values = {k: np.asarray(v, np.float32) for k, v in values.items()}
+    if "image" in signature(psf.render).parameters and not getattr(psf, "rotated", False):
+        return psf.render({**values, "background": np.zeros(n, np.float32)}, (h, w), image=frame)
+    out, half = np.zeros(shape, np.float32), patch // 2
+    left, top = (np.rint(values[k]).astype(np.int64) - half for k in "xy")
+    values |= {"x": values["x"] - left.astype(np.float32), "y": values["y"] - top.astype(np.float32)}
+    step = max(1, CHUNK_BYTES // (4 * patch**2))
+    for i in range(0, len(frame), step):
+        part = {k: v[i : i + step] for k, v in values.items()}
+        patches = psf.render({**part, "background": np.float32(0)}, (patch, patch))
+        add_patches(patches, frame[i : i + step], top[i : i + step], left[i : i + step], out)
+    return out
 
 
 @numba.njit(cache=True)
