@@ -12,11 +12,11 @@ Whole processes of 10 000 frames 128² with 60 molecules per frame, processor ti
 some 6 evaluations for each of 25 groups, each of 1.5 µs for the model and 0.7 µs for the information of two emitters,
 0.35 ms; the rest are trials with one emitter more or less.
 
-Two Dask workers of one thread each beside one worker, 5000 frames 128² with 60 molecules per frame: 19.8 s and 32.4 s,
-1.64 times.  A chunk takes a worker 6 % longer where another works beside it; some 5 s come on top whatever the number of
-workers (the first process, the workers' imports and compiled code, what follows the chunks), half as much of the time
-with 10 000.  Dask starts workers with MALLOC_TRIM_THRESHOLD_=65536, with which the network's arrays cost 2.5 times the
-time: `cluster` gives them another.
+Two Dask workers of one thread each beside one worker, 5000 frames 128² with 60 molecules per frame: 19.8 s and 32.4
+s, 1.64 times. A chunk takes a worker 6 % longer where another works beside it; some 5 s come on top whatever the
+number of workers (the first process, the workers' imports and compiled code, what follows the chunks), half as much
+of the time with 10 000. Dask starts workers with MALLOC_TRIM_THRESHOLD_=65536, with which the network's arrays cost
+2.5 times the time: `cluster` gives them another.
 
     python -m bench.localize [postprocessing] [start] [memory] [workers] [FRAMES-PER_FRAME ...] [--movies DIR]
 

@@ -67,8 +67,8 @@ SIZE = IMAGES + (MOST + 1) * EMITTER
 # all arrays live in `_frames`: counting the views of them would cost a third of the time
 compiled = numba.njit(cache=True, error_model="numpy", _nrt=False)
 fast = numba.njit(cache=True, error_model="numpy", _nrt=False, fastmath=axis.FAST)
-# Of a function that is not inlined, a process that compiles has several copies, and runs another than one that finds all
-# in the cache: their sums may be reordered differently.
+# Of a function that is not inlined, a process that compiles has several copies, and runs another than one that finds
+# all in the cache: their sums may be reordered differently.
 sums = numba.njit(cache=True, error_model="numpy", _nrt=False, fastmath=axis.FAST, forceinline=True)
 get, put = axis.get, axis.put
 
