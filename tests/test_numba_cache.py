@@ -1,10 +1,12 @@
-"""numba's cache, where two processes compile one function at the same time."""
+"""numba's cache, where two processes compile one function at the same time, and where one compiles and one loads."""
 
 import importlib.util
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from llvmlite.binding import Linkage
 
 import smlmcore.kernel  # noqa: F401 - with the guard
 
@@ -80,3 +82,31 @@ for part in smlmcore.__all__:
     assert not uses or "smlmcore.numba_cache" in sys.modules, part
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_function_calls_its_own_copies(tmp_path):
+    """Not those of the same name that a process has met before, which may sum in another order."""
+    source = """
+import numba
+
+@numba.njit(cache=True, fastmath=True)
+def total(a):
+    t = 0.0
+    for x in a:
+LINES    return t
+
+@numba.njit(cache=True)
+def half(a):
+    return total(a) + total(a[1:])
+""".replace("LINES", "".join(f"        t += {i} * x * (x - {i} * t)\n" for i in range(100)))  # too long to be inlined
+
+    def copies(name):
+        file = tmp_path / f"{name}.py"
+        file.write_text(source)
+        half = started(file, name)
+        half(np.ones(9))
+        functions = half.overloads[half.signatures[0]].library.get_defined_functions()
+        return [f.linkage for f in functions if "total" in f.name]
+
+    assert copies("elsewhere") == [Linkage.linkonce_odr]  # else the test has lost its copy
+    assert copies("smlmcore_written") == [Linkage.internal]

@@ -67,9 +67,6 @@ SIZE = IMAGES + (MOST + 1) * EMITTER
 # all arrays live in `_frames`: counting the views of them would cost a third of the time
 compiled = numba.njit(cache=True, error_model="numpy", _nrt=False)
 fast = numba.njit(cache=True, error_model="numpy", _nrt=False, fastmath=axis.FAST)
-# Of a function that is not inlined, a process that compiles has several copies, and runs another than one that finds
-# all in the cache: their sums may be reordered differently.
-sums = numba.njit(cache=True, error_model="numpy", _nrt=False, fastmath=axis.FAST, forceinline=True)
 get, put = axis.get, axis.put
 
 
@@ -131,7 +128,7 @@ def _add(s, image, start, size):
         put(s, MEAN + start + j, get(s, MEAN + start + j) + get(s, image + j))
 
 
-@sums
+@fast
 def _weigh(s, size):
     """Weights and residuals; log likelihood without factorials, sums of weights and residuals."""
     total = weights = rest = np.float32(0)
@@ -147,7 +144,7 @@ def _weigh(s, size):
     return total, weights, rest
 
 
-@sums
+@fast
 def _product(s, image, start, out, size):
     """A derivative times the weights; its sum, and that of derivative times residual."""
     total = gradient = np.float32(0)
@@ -160,7 +157,7 @@ def _product(s, image, start, out, size):
     return total, gradient
 
 
-@sums
+@fast
 def _normal(s, image, start, size):
     """All products of three derivatives under the weights, with their sums and those with the residual, in one pass."""
     xx = yx = yy = nx = ny = nn = x = y = n = gx = gy = gn = np.float32(0)
@@ -183,7 +180,7 @@ def _normal(s, image, start, size):
     return (xx, yx, yy, nx, ny, nn), (x, y, n), (gx, gy, gn)
 
 
-@sums
+@fast
 def _dot(s, a, b, size):
     total = np.float32(0)
     for j in range(size):
@@ -191,7 +188,7 @@ def _dot(s, a, b, size):
     return total
 
 
-@sums
+@fast
 def _leaf(s, start, box, wide):
     """The residual's product with xx - yy and xy, and the squares of these under the weights."""
     t1 = t2 = n1 = n2 = np.float32(0)
@@ -222,7 +219,7 @@ def _cut(count, on, model, first, stride, s, rows, columns, wide):
                 put(s, ON + row + j, get(on, q + j) if j < columns else np.float32(0))
 
 
-@sums
+@fast
 def _judge(s, size):
     """Log likelihood and chi square of the window."""
     likelihood = squares = np.float32(0)
