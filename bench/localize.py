@@ -8,15 +8,14 @@ localization in each of four rounds, 1.3e8 random accesses into a grid in the se
 visits 4 cells of a hash for each localization, in order of frames and so on one core, 0.04 s.
 
 Whole processes of 10 000 frames 128² with 60 molecules per frame, processor time of one core for a frame: background
-0.02 ms, detection 0.04 ms (a filter of 9 + 9 taps), single fits 0.06 ms, joint fits 0.7 ms.  The floor of the last:
-some 6 evaluations for each of 25 groups, each of 1.5 µs for the model and 0.7 µs for the information of two emitters,
-0.35 ms; the rest are trials with one emitter more or less.
+0.03 ms, detection 0.05 ms (a filter of 9 + 9 taps), single fits 0.09 ms, joint fits 0.3 ms, of which `localize.joint`
+tells the floor.
 
-Two Dask workers of one thread each beside one worker, 5000 frames 128² with 60 molecules per frame: 19.8 s and 32.4
-s, 1.64 times. A chunk takes a worker 6 % longer where another works beside it; some 5 s come on top whatever the
-number of workers (the first process, the workers' imports and compiled code, what follows the chunks), half as much
-of the time with 10 000. Dask starts workers with MALLOC_TRIM_THRESHOLD_=65536, with which the network's arrays cost
-2.5 times the time: `cluster` gives them another.
+Two Dask workers of one thread each beside one worker, 60 molecules per frame: 5000 frames in 19.8 s and 32.4 s, 1.64
+times; 10 000 frames 1.75 times.  A chunk takes a worker 6 % longer where another works beside it; some 5 s come on top
+whatever the number of workers (the first process, the workers' imports and compiled code, what follows the chunks).
+Dask starts workers with MALLOC_TRIM_THRESHOLD_=65536, with which the network's arrays cost 2.5 times the time:
+`cluster` gives them another.
 
     python -m bench.localize [postprocessing] [start] [memory] [workers] [FRAMES-PER_FRAME ...] [--movies DIR]
 
