@@ -11,11 +11,10 @@ Whole processes of 10 000 frames 128² with 60 molecules per frame, processor ti
 0.03 ms, detection 0.05 ms (a filter of 9 + 9 taps), single fits 0.09 ms, joint fits 0.3 ms, of which `localize.joint`
 tells the floor.
 
-Two Dask workers of one thread each beside one worker, 60 molecules per frame: 5000 frames in 19.8 s and 32.4 s, 1.64
-times; 10 000 frames 1.75 times.  A chunk takes a worker 6 % longer where another works beside it; some 5 s come on top
-whatever the number of workers (the first process, the workers' imports and compiled code, what follows the chunks).
-Dask starts workers with MALLOC_TRIM_THRESHOLD_=65536, with which the network's arrays cost 2.5 times the time:
-`cluster` gives them another.
+Two Dask workers of one thread each beside one worker, 60 molecules per frame, 10 000 frames: 1.75 times as fast.
+Some 5 s come on top whatever the number of workers (the first process, the workers' imports and compiled code, what
+follows the chunks).  Dask starts workers with MALLOC_TRIM_THRESHOLD_=65536, with which the network's arrays cost 2.5
+times the time: `cluster` gives them another.
 
     python -m bench.localize [postprocessing] [start] [memory] [workers] [FRAMES-PER_FRAME ...] [--movies DIR]
 
