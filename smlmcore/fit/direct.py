@@ -19,13 +19,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from tqdm import tqdm
 
 from .. import backend
 from ..psf import Gaussian2D, Spline
 from ..psf.base import PSF
+from ..threads import with_threads
 from . import cuda, generic, lanes, spline
 from . import emitters as several
 from .problem import Chunk, Limits, Problem, check
@@ -223,7 +223,7 @@ def _in_rows(problem: Problem, chunk: Chunk, out: tuple[Any, ...]) -> None:
     own = chunk.initial is None and not problem.limits.fixed.any()  # the fast path has its own first guess
     left = spline.fit(
         problem.psf, chunk.spots, chunk.variance, None if own else start(problem, chunk), problem.limits,
-        problem.max_iterations, problem.tolerance, numba.get_num_threads(), out[:4],
+        problem.max_iterations, problem.tolerance, out[:4],
     )  # fmt: skip
     _some_one_by_one(problem, chunk, left, out[:4])
 
@@ -243,8 +243,7 @@ def _measure_in_lanes(problem: Problem, chunk: Chunk, parameters: Any, log_likel
 
 
 def _measure_in_rows(problem: Problem, chunk: Chunk, parameters: Any, log_likelihood: Any, chi2: Any) -> None:
-    threads = numba.get_num_threads()
-    spline.measure(problem.psf, chunk.spots, chunk.variance, parameters, threads, log_likelihood, chi2)
+    spline.measure(problem.psf, chunk.spots, chunk.variance, parameters, log_likelihood, chi2)
 
 
 def _on_gpu(problem: Problem, chunk: Chunk, out: tuple[Any, ...]) -> None:
@@ -313,20 +312,7 @@ def _astray(problem: Problem, parameters, errors, status, iterations, log_likeli
     return (status != Status.converged) & (status != Status.invalid_input) | (chi2 > pixels + 5 * math.sqrt(2 * pixels))
 
 
-# ---------------------------------------------------------------- threads and progress
-
-
-@contextmanager
-def with_threads(count: int | None) -> Iterator[None]:
-    """numba's number of threads within the block."""
-    most, before = numba.config.NUMBA_NUM_THREADS, numba.get_num_threads()
-    if count is not None and not (isinstance(count, int | np.integer) and 1 <= count <= most):
-        raise ValueError(f"fit got threads={count!r}; expected 1 to {most}, the number that this machine offers")
-    numba.set_num_threads(int(count or before))
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
+# ---------------------------------------------------------------- progress
 
 
 FITTING, COMPILING = "fitting", "compiling, once for this size of images (5 to 8 s)"

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import FunctionType
 from typing import Any
 
@@ -29,10 +29,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..psf.axis import FAST
+from ..threads import share
 from .numbers import cholesky, dot, locked, log, log_factorial, multiply, solve
 from .result import Status
 
-BLOCK = 32  # spots that share scratch memory
+BLOCK = 256  # spots that a thread takes at a time, with one scratch memory for all
 LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e8
 CONVERGED, MAX_ITERATIONS, AT_BOUND, SINGULAR, INVALID = map(int, Status)
 
@@ -49,7 +50,7 @@ def fit(
     real, shape = spots.dtype, spots.shape[1:]
     if not len(spots):
         return
-    _fit(
+    given = (
         callback(psf.numba_partials, real),
         locked(psf.constants, real),
         max(1, psf.scratch_size(shape)),
@@ -65,6 +66,7 @@ def fit(
         *shape,
         *out,
     )
+    share(partial(_fit, *given), len(spots), BLOCK)
 
 
 def _stack(maps: Any, spots: np.ndarray, default: float) -> np.ndarray:
@@ -217,25 +219,24 @@ def _hold(theta, gradient, lower, upper, fixed, held):
 # ---------------------------------------------------------------- the fit
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _fit(
     address, constants, scratch_size, spots, variance, weights, initial, lower, upper, step, factor, fixed,
     max_iterations, tolerance, least_squares, h, w, parameters, errors, status, iterations, log_likelihood, chi2,
+    begin, end,
 ):  # fmt: skip
-    n, size = spots.shape
-    p = initial.shape[1]
-    for block in numba.prange((n + BLOCK - 1) // BLOCK):
-        pixels, partials = np.empty((9, size), spots.dtype), np.empty((p, size), spots.dtype)
-        given, scratch = np.empty(p, spots.dtype), np.empty(scratch_size, spots.dtype)
-        held, index = np.empty(p, np.bool_), np.empty(p, np.int64)
-        numbers, matrices = np.empty((5, p), np.float64), np.empty((4, p, p), np.float64)
-        for i in range(block * BLOCK, min(n, (block + 1) * BLOCK)):
-            status[i], iterations[i], log_likelihood[i], chi2[i] = _fit_one(
-                address, constants, spots[i], variance[i if len(variance) == n else 0],
-                weights[i if len(weights) == n else 0], initial[i], lower, upper, step, factor, fixed,
-                max_iterations, tolerance, least_squares, h, w, parameters[i], errors[i],
-                pixels, partials, given, scratch, held, index, numbers, matrices,
-            )  # fmt: skip
+    size, p = spots.shape[1], initial.shape[1]
+    pixels, partials = np.empty((9, size), spots.dtype), np.empty((p, size), spots.dtype)
+    given, scratch = np.empty(p, spots.dtype), np.empty(scratch_size, spots.dtype)
+    held, index = np.empty(p, np.bool_), np.empty(p, np.int64)
+    numbers, matrices = np.empty((5, p), np.float64), np.empty((4, p, p), np.float64)
+    for i in range(begin, end):
+        status[i], iterations[i], log_likelihood[i], chi2[i] = _fit_one(
+            address, constants, spots[i], variance[i if len(variance) > 1 else 0],
+            weights[i if len(weights) > 1 else 0], initial[i], lower, upper, step, factor, fixed,
+            max_iterations, tolerance, least_squares, h, w, parameters[i], errors[i],
+            pixels, partials, given, scratch, held, index, numbers, matrices,
+        )  # fmt: skip
 
 
 @numba.njit(cache=True, error_model="numpy")

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +29,7 @@ import numpy as np
 from scipy.special import erfcx
 
 from ..psf.axis import horner, polynomial
+from ..threads import share
 from . import template
 from .numbers import locked, log1p_polynomial, stirling_polynomial
 from .problem import Problem, negative
@@ -287,15 +287,7 @@ def _images(spots: np.ndarray, variance: np.ndarray | None, rows: slice, real: n
 
 
 def _share(n: int, run: Callable[[slice], None]) -> None:
-    """Call `run` with slices of n rows, on as many threads as numba may use.
-
-    Plain threads, which take the compiled code as it is: `prange` would compile all of it a second time.
-    """
+    """Call `run` with slices of n rows, on as many threads as are worth it."""
     threads = min(numba.get_num_threads(), max(1, n // SMALLEST))
-    if threads == 1:
-        run(slice(0, n))
-        return
-    size = LANES * math.ceil(n / (threads * math.ceil(n / (threads * PART))) / LANES)
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(run, slice(first, min(n, first + size))) for first in range(0, n, size)]:
-            done.result()
+    size = LANES * math.ceil(n / (threads * math.ceil(n / (threads * PART))) / LANES) if n else 1
+    share(lambda first, end: run(slice(first, end)), n, n if threads == 1 else size)

@@ -12,7 +12,6 @@ alone, so that no bit of a result depends on threads, order or neighbours.
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
@@ -27,6 +26,7 @@ from ..psf import rows
 from ..psf.axis import FAST
 from ..psf.rows import LANES
 from ..psf.spline import Spline, Templates
+from ..threads import share
 from .numbers import locked, poisson_term
 from .problem import Limits
 from .result import Status
@@ -414,7 +414,7 @@ def _measure(begin, end, h, w, table, size, geometry, spots, variance, parameter
 
 def fit(
     psf: Spline, spots: np.ndarray, variance: np.ndarray | None, initial: np.ndarray | None, limits: Limits,
-    max_iterations: int, tolerance: float, threads: int, out: tuple[Any, ...],
+    max_iterations: int, tolerance: float, out: tuple[Any, ...],
 ) -> np.ndarray:  # fmt: skip
     """Fit `spots` (n, h, w) of float32 or float64 and write `out`; the indices of the images that need `generic.fit`.
 
@@ -433,12 +433,12 @@ def fit(
         *(np.ascontiguousarray(column, np.float64) for column in limits[:4]), np.asarray(limits.fixed, bool),
         min(PLAIN, max_iterations), square,
     )  # fmt: skip
-    _share(_work, len(spots), threads, arguments, out)
+    _share(_work, len(spots), arguments, out)
     return np.flatnonzero(out[2] == LEFT)
 
 
 def measure(
-    psf: Spline, spots: np.ndarray, variance: np.ndarray | None, parameters: np.ndarray, threads: int,
+    psf: Spline, spots: np.ndarray, variance: np.ndarray | None, parameters: np.ndarray,
     log_likelihood: np.ndarray, chi2: np.ndarray,
 ) -> None:  # fmt: skip
     """Write the log likelihood and chi square (n,) of `parameters` (n, 5); all else as for `fit`."""
@@ -447,18 +447,15 @@ def measure(
         *spots.shape[1:], table.reshape(-1), table.shape, geometry, spots.reshape(-1), _noise(spots, variance),
         np.ascontiguousarray(parameters),
     )  # fmt: skip
-    _share(_measure, len(spots), threads, arguments, (log_likelihood, chi2))
+    _share(_measure, len(spots), arguments, (log_likelihood, chi2))
 
 
 def _noise(spots: np.ndarray, variance: np.ndarray | None) -> np.ndarray:
     return np.zeros(spots.shape[1] * spots.shape[2], spots.dtype) if variance is None else variance.reshape(-1)
 
 
-def _share(work: Any, n: int, threads: int, arguments: tuple[Any, ...], out: tuple[Any, ...]) -> None:
+def _share(work: Any, n: int, arguments: tuple[Any, ...], out: tuple[Any, ...]) -> None:
     """Run work(begin, end, *arguments, *out) for all of n, a chunk at a time on each thread."""
     arguments = [locked(a) if isinstance(a, np.ndarray) else a for a in arguments]
-    chunk = max(64, min(CHUNK, -(-n // threads)))
-    with ThreadPoolExecutor(threads) as pool:
-        tasks = [pool.submit(work, i, min(n, i + chunk), *arguments, *out) for i in range(0, n, chunk)]
-        for task in tasks:
-            task.result()
+    chunk = max(64, min(CHUNK, -(-n // numba.get_num_threads())))
+    share(lambda first, end: work(first, end, *arguments, *out), n, chunk)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numba
 import numpy as np
 
+from ..threads import share
 from .finder import find
 
 TILE = 16  # pixels; the background is linear between the centres of tiles
@@ -45,12 +46,12 @@ def background(frames: Any, variance: Any = 0.0, sigma: float = 1.3, block: int 
         tiles = _tiles(h, w)
         level, free = np.zeros(tiles), np.zeros(few.shape, np.bool_)
         free[:] = usual
-        _clipped(few, usual, typical, level)
+        share(partial(_clipped, few, usual, typical, level), level.size)
         rough = _between(level, h, w)
         found = find(few, rough[None], read, sigma, threshold=MASK)
         _cover(free, found["frame"].astype(np.int64), found["y"], found["x"], int(MASK * sigma + 0.5))
         total, count = np.zeros(tiles), np.zeros(tiles)
-        _free(few, free, total, count)
+        share(partial(_free, few, free, total, count), len(total))
         enough = count > LEAST * few[:, : -(-h // tiles[0]), : -(-w // tiles[1])].size
         out[part] = _between(np.where(enough, total / np.maximum(count, 1), level), h, w)
     return out
@@ -78,7 +79,7 @@ def flickering(frames: np.ndarray, behind: np.ndarray, variance: Any = 0.0, sigm
     variance_there = np.broadcast_to(np.asarray(variance, np.float32), (h, w))[::step, ::step]
     spread = np.sqrt(b + variance_there)
     level, scale = np.zeros(n), b.mean((1, 2), dtype=float)
-    _levels(data, b, spread, scale, step, level)
+    share(partial(_levels, data, b, spread, scale, step, level), n)
     level = (level - np.median(level))[:, None, None]
     noise = 1.2 * np.sqrt((spread[part] ** 2).mean(dtype=float) / b[0].size) / scale[part].mean()
     if level.std() < 2 * noise:
@@ -112,14 +113,14 @@ def _linear(size: int, tiles: int) -> np.ndarray:
     return weights
 
 
-parallel = numba.njit(cache=True, parallel=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
+compiled = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
 
 
-@parallel
-def _levels(frames, b, spread, scale, step, level):
+@compiled
+def _levels(frames, b, spread, scale, step, level, begin, end):
     """Of each frame by how much of the background `b` (m, h / step, w / step) it is brighter."""
     n, m, h, w = len(frames), *b.shape
-    for i in numba.prange(n):
+    for i in range(begin, end):
         part, found, few = i * m // n, np.float32(0), np.empty((h, w), np.float32)
         for y in range(h):
             for x in range(w):
@@ -137,12 +138,12 @@ def _levels(frames, b, spread, scale, step, level):
         level[i] = found
 
 
-@parallel
-def _clipped(frames, usual, variance, level):
+@compiled
+def _clipped(frames, usual, variance, level, begin, end):
     """Mean of each tile below one standard deviation above itself, over every fourth of the frames."""
     n, h, w = frames.shape
     ty, tx = level.shape
-    for tile in numba.prange(ty * tx):
+    for tile in range(begin, end):
         i, j = tile // tx, tile % tx
         values = np.empty((n // 4 + 1) * (h // ty + 1) * (w // tx + 1), np.float32)
         count, first = 0, 0.0
@@ -183,12 +184,12 @@ def _cover(free, frame, y, x, radius):
                     free[frame[p], i, j] = False
 
 
-@parallel
-def _free(frames, free, total, count):
+@compiled
+def _free(frames, free, total, count, begin, end):
     """Sum and number of the values of each tile where it is free."""
     n, h, w = frames.shape
     ty, tx = total.shape
-    for i in numba.prange(ty):
+    for i in range(begin, end):
         light, seen = np.zeros(w, np.float32), np.zeros(w, np.float32)
         for k in range(n):
             for y in range(i * h // ty, (i + 1) * h // ty):

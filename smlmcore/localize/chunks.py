@@ -19,11 +19,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 
 from .. import __version__, data
 from ..psf import Gaussian2D
 from ..psf.base import PSF
+from ..threads import with_threads
 from . import finder
 from .background import BLOCK, background, flickering
 from .crowd import fit_peaks
@@ -151,14 +153,29 @@ def compute(
 ) -> Iterator[int]:
     """Do the chunks `todo`, here or by Dask; yields the number of each that is done."""
     _save(plan.usual, usual(plan, source))
-    if workers is None and scheduler is None:
-        for number, chunk in read_ahead(plan, source, todo):
-            do(plan, number, source, chunk)
-            yield number
-    else:
+    if workers is not None or scheduler is not None:
         from .cluster import spread_out
 
         yield from spread_out(plan, todo, workers, scheduler)
+    elif network_of(plan) is None:
+        yield from side_by_side(plan, source, todo)
+    else:  # whose layers use all threads
+        for number, chunk in read_ahead(plan, source, todo):
+            do(plan, number, source, chunk)
+            yield number
+
+
+def side_by_side(plan: Plan, source: Source, todo: Sequence[int]) -> Iterator[int]:
+    """Do the chunks one per thread, or with several threads each if there are few; yields the number of each."""
+    threads = numba.get_num_threads()
+
+    def work(number: int) -> int:
+        with with_threads(max(1, threads // len(todo))):
+            do(plan, number, source)
+        return number
+
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(work, todo)
 
 
 def read_ahead(plan: Plan, source: Source, todo: Sequence[int]) -> Iterator[tuple[int, Chunk]]:

@@ -8,15 +8,16 @@ from their distance.  Who turns out to be alone, and of another width than usual
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numba
 import numpy as np
 
 from .. import data, fit
-from ..fit.direct import with_threads
 from ..psf import Gaussian2D
 from ..psf.base import PSF
+from ..threads import share, with_threads
 from . import joint
 from .emitters import Emitters
 
@@ -63,7 +64,7 @@ def alone(
     images, noise = (np.empty((n, box, box), np.float32) for _ in range(2))
     pixels = np.empty(n, np.int32)
     read = np.ascontiguousarray(np.broadcast_to(np.asarray(variance, np.float32), frames.shape[1:]))
-    _cut(frames, read, frame, x, y, images, noise, pixels)
+    share(partial(_cut, frames, read, frame, x, y, images, noise, pixels), n)
     found = fit.mle(images, psf, variance=noise, progress=False)
     theta, good = found.parameters.copy(), np.isfinite(found.parameters).all(1)
     doubt = ~(found.chi2 <= pixels - len(psf.names) + UNEXPLAINED * np.sqrt(2.0 * pixels)) | ~good
@@ -102,7 +103,7 @@ def near(emitters: Emitters, others: Emitters, frames: int, distance: float) -> 
     starts = [np.searchsorted(e.frame, np.arange(frames + 1)) for e in (emitters, others)]
     marked = np.zeros(len(emitters), bool)
     at = (np.ascontiguousarray(e.theta[:, :2], np.float32) for e in (emitters, others))
-    _near(*starts, *at, emitters is others, distance * distance, marked)
+    share(partial(_near, *starts, *at, emitters is others, distance * distance, marked), frames)
     return marked
 
 
@@ -141,12 +142,12 @@ def _reset(emitters: Emitters, peaks: np.ndarray) -> None:
     theta[lost, 0], theta[lost, 1] = peaks["x"][lost], peaks["y"][lost]
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
-def _cut(frames, read, frame, x, y, images, noise, pixels):
-    n, box = images.shape[:2]
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _cut(frames, read, frame, x, y, images, noise, pixels, begin, end):
+    box = images.shape[1]
     h, w = frames.shape[1:]
     half = box // 2
-    for p in numba.prange(n):
+    for p in range(begin, end):
         seen = 0
         for i in range(box):
             for j in range(box):
@@ -159,9 +160,9 @@ def _cut(frames, read, frame, x, y, images, noise, pixels):
         pixels[p] = seen
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
-def _near(start, others_start, at, others, same, square, marked):
-    for f in numba.prange(len(start) - 1):
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _near(start, others_start, at, others, same, square, marked, begin, end):
+    for f in range(begin, end):
         for p in range(start[f], start[f + 1]):
             for q in range(others_start[f], others_start[f + 1]):
                 d = (at[p, 0] - others[q, 0]) ** 2 + (at[p, 1] - others[q, 1]) ** 2

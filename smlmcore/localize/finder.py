@@ -17,7 +17,7 @@ a lattice lie above a value is known as well, so a rate of false positives gives
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numba
@@ -25,6 +25,7 @@ import numpy as np
 import scipy
 
 from .. import backend, kernel
+from ..threads import share
 
 REACH = 3.0  # the filter's half width in units of sigma
 CERTAIN = 12.0  # standard deviations above which it does not matter how the noise is distributed
@@ -82,7 +83,7 @@ def find(
     scale_kernel(noise, weights, out=scale)
     # what is skewed to the right needs a higher value: none below this one can do
     lowest = xp.asarray([0.8 * threshold], np.float32)
-    seek = _seek if xp is np else _seek_by_kernels
+    seek = _seek_on_cpu if xp is np else _seek_by_kernels
     most = 256
     while True:
         count, at, height = xp.empty(n, np.int32), xp.empty((n, most), np.int32), xp.empty((n, most), np.float32)
@@ -97,7 +98,8 @@ def find(
     found["frame"], found["y"], found["x"], found["snr"] = frame, pixel // w, pixel % w, height[seen]
     m = len(expected)
     maps = map(backend.to_cpu, (expected, noise, scale, weights))
-    _as_normal(frame * m // n, found["y"], found["x"], *maps, found["snr"])
+    given = (frame * m // n, found["y"], found["x"], *maps, found["snr"])
+    share(partial(_as_normal, *given), len(found))
     return found[found["snr"] > threshold]
 
 
@@ -151,8 +153,8 @@ def threshold_for(rate: float, shape: tuple[int, int], sigma: float) -> float:
     return threshold
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
-def _as_normal(which, y, x, expected, noise, scale, weights, snr):
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _as_normal(which, y, x, expected, noise, scale, weights, snr, begin, end):
     """Replace the snr of peaks, where it matters, by the one that a normal distribution has as often.
 
     sum a (d - m), a = k scale / V, of variance 1, with Poisson photons and normal read noise, has the cumulants
@@ -161,7 +163,7 @@ def _as_normal(which, y, x, expected, noise, scale, weights, snr):
     """
     h, w = noise.shape[1:]
     reach = len(weights) - 1
-    for p in numba.prange(len(x)):
+    for p in range(begin, end):
         t = float(snr[p])
         if not 1 < t < CERTAIN:
             continue
@@ -235,6 +237,7 @@ def _peaks(snr, threshold, count, at):
 
 
 fast = numba.njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
+free = numba.njit(cache=True, nogil=True, error_model="numpy")  # of the GIL: one part of the images, on one thread
 
 
 @fast
@@ -319,12 +322,16 @@ def _peaks_of(snr, threshold, at):
     return found
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
 def _scale_cpu(variance, weights, scale):
-    m, h, w = variance.shape
+    share(partial(_scales, variance, weights, scale), len(variance))
+
+
+@free
+def _scales(variance, weights, scale, begin, end):
+    h, w = variance.shape[1:]
     one, reach = variance.dtype.type(1), len(weights) - 1
     square = weights * weights
-    for i in numba.prange(m):
+    for i in range(begin, end):
         inverse, down, line = _room(h, w, reach, square)
         inverse[reach : reach + h] = one / variance[i]
         _columns(inverse, square, down)
@@ -343,29 +350,41 @@ def _room(h, w, reach, like):
     return image, np.empty((h, w), like.dtype), np.zeros(w + 2 * reach, like.dtype)
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
-def _filter_cpu(frames, expected, variance, scale, weights, snr):
+def _filter_cpu(*arguments):
+    share(partial(_filters, *arguments), len(arguments[0]))
+
+
+@free
+def _filters(frames, expected, variance, scale, weights, snr, begin, end):
     n, h, w = frames.shape
     m = len(expected)
-    for i in numba.prange(n):
+    for i in range(begin, end):
         part = i * m // n
         rest, down, line = _room(h, w, len(weights) - 1, weights)
         _filtered(frames[i], expected[part], variance[part], scale[part], weights, rest, down, line, snr[i])
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
 def _peaks_cpu(snr, threshold, count, at):
-    for i in numba.prange(len(snr)):
+    share(partial(_some_peaks, snr, threshold, count, at), len(snr))
+
+
+@free
+def _some_peaks(snr, threshold, count, at, begin, end):
+    for i in range(begin, end):
         at[i] = -1
         count[i] = _peaks_of(snr[i], threshold[0], at[i])
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
-def _seek(frames, expected, variance, scale, weights, threshold, count, at, height):
+def _seek_on_cpu(*arguments):
+    share(partial(_seek, *arguments), len(arguments[0]))
+
+
+@free
+def _seek(frames, expected, variance, scale, weights, threshold, count, at, height, begin, end):
     """Filter and peaks, one frame after another, while it is in the cache; `height` is the filter's value there."""
     n, h, w = frames.shape
     m = len(expected)
-    for i in numba.prange(n):
+    for i in range(begin, end):
         part = i * m // n
         rest, down, line = _room(h, w, len(weights) - 1, weights)
         snr = np.empty((h, w), np.float32)

@@ -23,7 +23,7 @@ information, and a system of 4, some 800 cycles or 0.2 µs for each step; measur
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numba
@@ -34,6 +34,7 @@ from ..fit.numbers import cholesky, locked, log_single, poisson_term, solve
 from ..fit.result import Status
 from ..psf import Gaussian2D, axis
 from ..psf.base import PSF
+from ..threads import share
 from .emitters import Emitters
 
 MOST = 5  # emitters of a group
@@ -537,8 +538,8 @@ def _lay_out(frame, behind, read, pad, stride, count, on, model):
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _frames(
-    begin, end, scene, limits, light, sigma, frames, behind, read, start, starts, fixed_start, fixed, room, scratch,
-    out, count,
+    scene, limits, light, sigma, frames, behind, read, start, starts, fixed_start, fixed, room, scratch, out, count,
+    begin, end,
 ):  # fmt: skip
     """Fit the emitters `starts` of the frames from `begin` to `end`; those of f are its rows from start[f] on.
 
@@ -705,8 +706,7 @@ def fit(
         frames, behind, read, start, theta, fixed_start, fixed, room, scratch, out,
         count,
     )  # fmt: skip
-    with ThreadPoolExecutor(numba.get_num_threads()) as pool:  # plain threads, which compile it once
-        list(pool.map(lambda first: _frames(first, min(first + BLOCK, n), *given), range(0, n, BLOCK)))
+    share(partial(_frames, *given), n, BLOCK)
     which = np.arange(len(out)) - np.repeat(room[:-1], np.diff(room)) < np.repeat(count, np.diff(room))
     own, columns = out[which], [names.index(name) for name in psf.names]
     theta, errors = own[:, columns].astype(np.float32), own[:, p:][:, columns].astype(np.float32)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ class Source:
     def __init__(self, movies: Sequence[str | PathLike[str]], given: Mapping[str, Any]) -> None:
         if not movies:
             raise data.DataError("no movie given; name at least one file")
-        self.movies = []
+        self.movies, self.one_at_a_time = [], Lock()
         try:
             for path in movies:
                 self.movies.append(data.open_movie(path))
@@ -44,7 +45,9 @@ class Source:
         for movie in self.movies:
             a, b = max(start - first, 0), min(stop - first, len(movie))
             if a < b:
-                parts.append((movie.read(a, b), self.camera.limits(movie.dtype)[1]))
+                with self.one_at_a_time:
+                    counts = movie.read(a, b)
+                parts.append((counts, self.camera.limits(movie.dtype)[1]))
             first += len(movie)
         frames = [self.camera.photoelectrons(counts) for counts, _ in parts]
         full = [counts >= top if top < np.inf and counts.max(initial=0) >= top else None for counts, top in parts]
