@@ -23,6 +23,7 @@ from .emitters import Emitters
 
 UNEXPLAINED = 2.0  # standard deviations of chi square
 WIDE = 2.5  # standard errors by which a spot is wider than usual
+TOUCHED = 1.0
 ASTRAY = 2.0  # pixels from the peak, at which a fit has lost it
 
 
@@ -46,10 +47,11 @@ def fit_peaks(
     frames = np.ascontiguousarray(frames, np.float32)
     with with_threads(threads):
         own, doubt = alone(frames, peaks, psf, variance, sigma, box, uneven)
-        doubt |= near(own, own, len(frames), reach(sigma, box)) | cut_off(own, frames.shape, box)
-        starts = own.rows(doubt)
-        _reset(starts, peaks[doubt])
-        starts = as_starts(starts, psf)
+        own.rows_at(doubt, reset(own.rows(doubt), peaks[doubt]))
+        linked = near(own, own, len(frames), joint.LINK * sigma)
+        again = doubt & near(own, own, len(frames), TOUCHED * box) | cut_off(own, frames.shape, box)
+        own, doubt = apart(frames, own, again & ~linked, doubt | linked, psf, variance, sigma, box, uneven)
+        starts = as_starts(own.rows(doubt), psf)
         return together(
             frames, behind, own.rows(~doubt), own.rows(doubt), starts, psf, variance, sigma, box, None, uneven
         )
@@ -60,19 +62,42 @@ def alone(
 ) -> tuple[Emitters, np.ndarray]:
     """Each peak fitted for itself, and which of them one emitter of the usual width does not explain."""
     frame, x, y = (peaks[name].astype(np.int64) for name in ("frame", "x", "y"))
-    n, half = len(frame), box // 2
+    n = len(frame)
     images, noise = (np.empty((n, box, box), np.float32) for _ in range(2))
     pixels = np.empty(n, np.int32)
     read = np.ascontiguousarray(np.broadcast_to(np.asarray(variance, np.float32), frames.shape[1:]))
     share(partial(_cut, frames, read, frame, x, y, images, noise, pixels), n)
-    found = fit.mle(images, psf, variance=noise, progress=False)
-    theta, good = found.parameters.copy(), np.isfinite(found.parameters).all(1)
-    doubt = ~(found.chi2 <= pixels - len(psf.names) + UNEXPLAINED * np.sqrt(2.0 * pixels)) | ~good
+    own, doubt = _explain(images, noise, pixels, psf, frame, x, y, peaks["snr"].astype(np.float32))
     if (column := width_of(psf)) >= 0:
-        doubt |= ~(theta[:, column] - sigma < WIDE * np.hypot(found.errors[:, column], uneven))
+        doubt |= ~(own.theta[:, column] - sigma < WIDE * np.hypot(own.errors[:, column], uneven))
+    return own, doubt
+
+
+def apart(frames, own, again, doubt, psf, variance, sigma, box, uneven):
+    """Those of `again` fitted once more, without the light of the others, and their width held."""
+    images, noise, pixels = joint.apart(frames, as_starts(own, psf), again, variance, sigma, psf, box)
+    some = own.rows(again)
+    x, y = np.rint(some.theta[:, :2]).astype(np.int64).T
+    held = Gaussian2D(sigma) if width_of(psf) >= 0 and not uneven else psf
+    new, still = _explain(images, noise, pixels, held, some.frame, x, y, some.snr)
+    if held is not psf:
+        new.theta = np.insert(new.theta, 4, sigma, 1)
+        new.errors = np.insert(new.errors, 4, np.nan, 1)
+    own.rows_at(again, new)
+    doubt = doubt.copy()
+    doubt[again] = still
+    return own, doubt
+
+
+def _explain(images, noise, pixels, psf, frame, x, y, snr):
+    half = images.shape[1] // 2
+    found = fit.mle(images, psf, variance=noise, progress=False)
+    theta = found.parameters.copy()
+    good = np.isfinite(theta).all(1)
+    doubt = ~(found.chi2 <= pixels - len(psf.names) + UNEXPLAINED * np.sqrt(2.0 * pixels)) | ~good
     theta[:, 0] += x - half
     theta[:, 1] += y - half
-    snr, crowded = peaks["snr"].astype(np.float32), np.zeros(n, bool)
+    crowded = np.zeros(len(theta), bool)
     return Emitters(
         frame, theta, found.errors, found.status, found.log_likelihood, found.chi2, snr, crowded
     ), doubt  # fmt: skip
@@ -87,6 +112,7 @@ def together(
     found = joint.fit(frames, starts, behind, variance, sigma, psf, box, light, as_starts(certain, psf), uneven)
     found = found.rows(np.isfinite(found.theta).all(1) & np.isfinite(found.errors[:, :2]).all(1))
     found.crowded = near(found, found, n, far) | near(found, certain, n, far)
+    certain.crowded = near(certain, certain, n, far) | near(certain, found, n, far)
     # alone after all, and of another width than usual: the fit of its own, in which the width is free
     if (column := width_of(psf)) >= 0:
         explained = doubtful.chi2 <= box * box + UNEXPLAINED * box * np.sqrt(2.0)  # no light of a neighbour in its box
@@ -129,7 +155,7 @@ def as_starts(emitters: Emitters, psf: PSF) -> np.ndarray:
     return data.table(frame=emitters.frame, **dict(zip(psf.names, emitters.theta.T, strict=True)))
 
 
-def _reset(emitters: Emitters, peaks: np.ndarray) -> None:
+def reset(emitters: Emitters, peaks: np.ndarray) -> Emitters:
     """Put back to their peaks those that their fit has lost."""
     theta = emitters.theta
     lost = ~(
@@ -140,6 +166,7 @@ def _reset(emitters: Emitters, peaks: np.ndarray) -> None:
     usual = np.nanmedian(theta, 0) if np.isfinite(theta).any() else np.ones(theta.shape[1])
     theta[lost] = np.nan_to_num(usual, nan=1.0)
     theta[lost, 0], theta[lost, 1] = peaks["x"][lost], peaks["y"][lost]
+    return emitters
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")

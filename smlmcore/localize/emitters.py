@@ -29,6 +29,11 @@ class Emitters:
         """Some of them, by number or mask."""
         return Emitters(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
+    def rows_at(self, index: np.ndarray, rows: Emitters) -> None:
+        """Put `rows` in the place of some."""
+        for name in self.__dataclass_fields__:
+            getattr(self, name)[index] = getattr(rows, name)
+
     def join(self, other: Emitters) -> Emitters:
         """Both, sorted by frame."""
         both = Emitters(*(np.concatenate([getattr(s, n) for s in (self, other)]) for n in self.__dataclass_fields__))

@@ -648,6 +648,61 @@ def _frames(
         count[f] = kept - first
 
 
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _apart(scene, sigma, frames, read, start, theta, which, first, images, noise, pixels, scratch, begin, end):
+    """Cut out the emitters `which` of the frames from `begin` to `end`; those of f are images[first[f]] on."""
+    box, (h, w) = scene[5], frames.shape[1:]
+    half = box // 2
+    pad, wide = half + 2, axis.whole(box)
+    stride = w + 2 * pad
+    light = np.zeros((h + 2 * pad) * stride + TABLE, np.float32)
+    errors, none = np.zeros((1, 1)), np.zeros(1)
+    work = errors, errors, errors, none, none, none, errors
+    job = np.zeros(SIZE, np.float32), np.zeros(scratch, np.float32), scene, errors, (0.0, np.inf, 0.0, 0.0), sigma, work
+    for f in range(begin, end):
+        if first[f + 1] == first[f]:
+            continue
+        light[:] = 0
+        for i in range(start[f], start[f + 1]):
+            _shine(job, theta[i], 1, light, pad, stride)
+        p = first[f]
+        for i in range(start[f], start[f + 1]):
+            if not which[i]:
+                continue
+            _shine(job, theta[i], -1, light, pad, stride)
+            top, left, seen = round(theta[i, 1]) - half, round(theta[i, 0]) - half, 0
+            for y in range(box):
+                for x in range(box):
+                    images[p, y, x], noise[p, y, x] = np.float32(0), NOWHERE
+                    r, c = top + y, left + x
+                    if 0 <= r < h and 0 <= c < w and np.isfinite(frames[f, r, c]):
+                        others = light[(r + pad) * stride + c + pad]
+                        images[p, y, x], noise[p, y, x] = frames[f, r, c] - others, read[r, c] + max(others, np.float32(0))
+                        seen += 1
+            pixels[p] = seen
+            p += 1
+            _shine(job, theta[i], 1, light, pad, stride)
+
+
+def apart(
+    frames: np.ndarray, emitters: np.ndarray, which: np.ndarray, variance: Any, sigma: float, psf: PSF, box: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images (m, box, box) of `which` of the `emitters` without the light of the others; variance; pixels seen."""
+    names, scene, scratch = _scene(psf, box)
+    known = {"sigma": np.full(len(emitters), sigma), "background": np.zeros(len(emitters))}
+    known |= {name: emitters[name] for name in names if name in emitters.dtype.names}
+    theta = np.stack([known[name] for name in names], 1).astype(float)
+    frame = np.arange(len(frames) + 1)
+    start = np.searchsorted(emitters["frame"], frame)
+    first = np.searchsorted(emitters["frame"][which], frame)
+    m = int(which.sum())
+    images, noise, pixels = np.empty((m, box, box), np.float32), np.empty((m, box, box), np.float32), np.empty(m, np.int32)
+    read = np.ascontiguousarray(np.broadcast_to(np.asarray(variance, np.float32), frames.shape[1:]))
+    given = (scene, float(sigma), frames, read, start, theta, which, first, images, noise, pixels, scratch)
+    share(partial(_apart, *given), len(frames), BLOCK)
+    return images, noise, pixels
+
+
 def fit(
     frames: np.ndarray,
     starts: np.ndarray,
