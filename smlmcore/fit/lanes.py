@@ -55,7 +55,7 @@ SCALE = {"x": "inverse", "y": "inverse", "n": "R(1.0)", "b": "R(1.0)", "s": "inv
 # ---------------------------------------------------------------- pieces of source
 
 
-def _ldl(free: Sequence[int]) -> list[str]:
+def ldl(free: Sequence[int]) -> list[str]:
     """Straight-line L D L^T of h with M = L^-1: step d = M^T D^-1 M g, decrement g.d, and v, the diagonal of h^-1."""
     out = []
     for a, j in enumerate(free):
@@ -79,8 +79,34 @@ def _ldl(free: Sequence[int]) -> list[str]:
     return out
 
 
+def basics(dtype: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Constants and words of `numbers.template`."""
+    single = np.dtype(dtype) == np.float32
+    scale = 0.45 if single else 0.4  # of u in the variable t of the erfc: 2 / (1 + scale |u|) - 1
+    far = 9.0  # exp(-u^2/2) is below 1e-17 there
+
+    def erfc(t):
+        u = (2 / (t + 1) - 1) / scale
+        return 0.5 * erfcx(u / math.sqrt(2))
+
+    constants = {
+        **{"BIAS": 127 if single else 1023, "SHIFT": 23 if single else 52, "BYTES": 4 if single else 8},
+        **{"SQRT_HALF": 0x3F3504F3 if single else 0x3FE6A09E667F3BCD, "ERF_SCALE": scale},
+        "WEAKEST": 1e-6 if single else 1e-12,
+    }
+    words = {
+        "REAL": np.dtype(dtype).name,
+        "INT": "int32" if single else "int64",
+        "L": LANES,
+        "EXP2": horner("f", polynomial(np.exp2, 5 if single else 10, -0.5, 0.5)),
+        "LOG": horner("f", log1p_polynomial(8 if single else 20)),
+        "ERF": horner("t", polynomial(erfc, 8 if single else 16, 2 / (1 + scale * far) - 1, 1.0)),
+    }
+    return constants, words
+
+
 def _inverse(free: Sequence[int]) -> list[str]:
-    """The full inverse o of h, and the noise's information e, after `_ldl`."""
+    """The full inverse o of h, and the noise's information e, after `ldl`."""
     out = []
     for i in free:
         for j in free[: free.index(i) + 1]:
@@ -101,15 +127,7 @@ def source(h: int, w: int, dtype: Any, free: tuple[int, ...], variance: bool, le
 
     >>> compiled = compile(source(7, 9, np.float32, (0, 1, 2, 3), True, False), "lanes", "exec")
     """
-    single = np.dtype(dtype) == np.float32
-    scale = 0.45 if single else 0.4  # of u in the variable t of the erfc: 2 / (1 + scale |u|) - 1
-    far = 9.0  # exp(-u^2/2) is below 1e-17 there
-
-    def erfc(t):
-        u = (2 / (t + 1) - 1) / scale
-        return 0.5 * erfcx(u / math.sqrt(2))
-
-    nearest = 2 / (1 + scale * far) - 1
+    single, (known, words) = np.dtype(dtype) == np.float32, basics(dtype)
     pairs = [pair for pair in INFORMATION if set(pair) <= set(free)]
     saved = {"PAR": 5, "LAST": 5, "DECREMENT": 1, "LENGTH": 1, "STEPS": 1}  # of a spot that goes to the second stage
     rows = saved | {"X": 3 * w, "Y": 3 * h, "ACC": 21, "ACC2": 21, "ERR": 5, "BEST": 6, "EDGE": 3, "MOMENTS": 4}
@@ -126,9 +144,8 @@ def source(h: int, w: int, dtype: Any, free: tuple[int, ...], variance: bool, le
         **{"H": h, "W": w, "SIZE": LANES * sum(rows.values()), "SAVED": sum(saved.values())},
         **{"SUMS": 20 + least_squares, "LEVEL": 20},
         **{"FIRST": FIRST, "FEW": LANES // 4, "PLAIN": PLAIN},
-        **{"BIAS": 127 if single else 1023, "SHIFT": 23 if single else 52, "BYTES": 4 if single else 8},
-        **{"SQRT_HALF": 0x3F3504F3 if single else 0x3FE6A09E667F3BCD, "ERF_SCALE": scale},
-        **{"WEAKEST": 1e-6 if single else 1e-12, "ROUNDING": 2e-6 if single else 1e-10, "RATE": RATE, "LATER": LATER},
+        **known,
+        **{"ROUNDING": 2e-6 if single else 1e-10, "RATE": RATE, "LATER": LATER},
         **{"UNSEEN": 1e12, "HELD": 1e20, "NEAR": NEAR},
         **{"STEPPING": 0, "SETTLING": 1, "LOOKING": 2, "ENDING": 3},
         **{status.name.upper(): int(status) for status in Status},
@@ -147,16 +164,10 @@ def source(h: int, w: int, dtype: Any, free: tuple[int, ...], variance: bool, le
         "free": [(j, SHORT[j]) for j in free],
         "TERMS": [GRADIENT[j] for j in free] + [INFORMATION[pair] for pair in pairs],
         "entries": [f"g{j}" for j in free] + [f"h{i}{j}" for i, j in pairs],
-        "ldl": _ldl(free),
+        "ldl": ldl(free),
         "inverse_lines": _inverse(free),
     }
-    words = {
-        "REAL": np.dtype(dtype).name,
-        "INT": "int32" if single else "int64",
-        "L": LANES,
-        "EXP2": horner("f", polynomial(np.exp2, 5 if single else 10, -0.5, 0.5)),
-        "LOG": horner("f", log1p_polynomial(8 if single else 20)),
-        "ERF": horner("t", polynomial(erfc, 8 if single else 16, nearest, 1.0)),
+    words |= {
         "SERIES": horner("q", stirling_polynomial(4 if single else 12)),
         "BOUNDS": ", ".join(f"low_{v}, high_{v}" for v in SHORT),
         **{f"limit_{v}": text for v, text in LIMIT.items()},
@@ -169,7 +180,8 @@ def source(h: int, w: int, dtype: Any, free: tuple[int, ...], variance: bool, le
     for j in free:
         terms = [f"o{j}{i} * e{i}{k} * o{k}{j}" for i in free for k in free]
         words[f"sandwich_{SHORT[j]}"] = " + ".join(terms)
-    text = (Path(__file__).parent / "lanes.template").read_text()
+    folder = Path(__file__).parent
+    text = "".join((folder / f"{name}.template").read_text() for name in ("numbers", "lanes"))
     return template.lighten(template.expand(text, scope, words))
 
 
