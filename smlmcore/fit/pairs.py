@@ -42,8 +42,8 @@ class Pairs(NamedTuple):
 def fit(spots: np.ndarray, variance: np.ndarray, single: np.ndarray, sigma: float) -> Pairs:
     """Fit two emitters of width `sigma` to each of `spots` (n, h, w) with `variance` of read noise and other light.
 
-    `single` (n, 4): x, y, photons, background of the one emitter that explains each best.  Pixels of a variance above
-    1e11 do not count.
+    `single` (n, 4): x, y, photons, background of the one emitter that explains each best.  Pixels that are
+    NaN, or of a variance above 1e11, do not count.  No result depends on threads or on which other images there are.
 
     >>> from smlmcore.psf import Gaussian2D
     >>> pair = {"x": [[3.0, 5.0]], "y": [[4.0, 4.5]], "photons": [[3000.0, 2000.0]], "background": [5.0], "sigma": 1.3}

@@ -1,9 +1,12 @@
 """All emitters of some frames: one fit for each peak, and for those that overlap a joint one.
 
-A peak by itself is fitted by `fit.mle`, with any PSF.  Emitters that others shine on, that one emitter does not explain
-(chi square, or a Gaussian's width), or that the border cuts, go to `joint.fit`, which fits them together and finds
-those hidden beside them.  There Gaussians have the movie's usual width: it cannot be told
-from their distance.  Who turns out to be alone, and of another width than usual, keeps the fit of its own.
+1. `alone`: each peak by itself, by `fit.mle` with any PSF.
+2. `apart`: emitters that one of usual width does not explain (chi square, or a Gaussian's width), or that the border
+   cuts, once more without the light of all others, as one emitter or as two (`fit.pairs`).
+3. `together`: what is left, and emitters very near to each other, by `joint.fit`, which finds those hidden beside them.
+
+In 2 and 3 Gaussians have the movie's usual width: it cannot be told from their distance.  Who turns out to be alone,
+and of another width than usual, keeps the fit of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import numba
 import numpy as np
 
 from .. import data, fit
+from ..fit import pairs
 from ..psf import Gaussian2D
 from ..psf.base import PSF
 from ..threads import share, with_threads
@@ -22,9 +26,10 @@ from . import joint
 from .emitters import Emitters
 
 UNEXPLAINED = 2.0  # standard deviations of chi square
+LOOSE = 4.0  # the same, where a second emitter explains no more than one
 WIDE = 2.5  # standard errors by which a spot is wider than usual
-TOUCHED = 1.0
 ASTRAY = 2.0  # pixels from the peak, at which a fit has lost it
+STEPS = 8  # of the first fit: who needs more is not alone
 
 
 def fit_peaks(
@@ -47,14 +52,14 @@ def fit_peaks(
     frames = np.ascontiguousarray(frames, np.float32)
     with with_threads(threads):
         own, doubt = alone(frames, peaks, psf, variance, sigma, box, uneven)
-        own.rows_at(doubt, reset(own.rows(doubt), peaks[doubt]))
+        _reset(own, doubt, peaks)
         linked = near(own, own, len(frames), joint.LINK * sigma)
-        again = doubt & near(own, own, len(frames), TOUCHED * box) | cut_off(own, frames.shape, box)
-        own, doubt = apart(frames, own, again & ~linked, doubt | linked, psf, variance, sigma, box, uneven)
-        starts = as_starts(own.rows(doubt), psf)
-        return together(
-            frames, behind, own.rows(~doubt), own.rows(doubt), starts, psf, variance, sigma, box, None, uneven
-        )
+        again = (doubt | cut_off(own, frames.shape, box)) & ~linked
+        left, second = apart(frames, own, again, psf, variance, sigma, box, uneven)
+        doubt = linked | left
+        certain, doubtful = own.rows(~doubt).join(second), own.rows(doubt)
+        starts = as_starts(doubtful, psf)
+        return together(frames, behind, certain, doubtful, starts, psf, variance, sigma, box, None, uneven)
 
 
 def alone(
@@ -62,45 +67,82 @@ def alone(
 ) -> tuple[Emitters, np.ndarray]:
     """Each peak fitted for itself, and which of them one emitter of the usual width does not explain."""
     frame, x, y = (peaks[name].astype(np.int64) for name in ("frame", "x", "y"))
-    n = len(frame)
+    n, snr = len(frame), peaks["snr"].astype(np.float32)
     images, noise = (np.empty((n, box, box), np.float32) for _ in range(2))
     pixels = np.empty(n, np.int32)
     read = np.ascontiguousarray(np.broadcast_to(np.asarray(variance, np.float32), frames.shape[1:]))
     share(partial(_cut, frames, read, frame, x, y, images, noise, pixels), n)
-    own, doubt = _explain(images, noise, pixels, psf, frame, x, y, peaks["snr"].astype(np.float32))
+    own, doubt = _singles(images, noise, pixels, psf, frame, x, y, snr, STEPS)
+    doubt |= own.status == fit.Status.max_iterations
     if (column := width_of(psf)) >= 0:
         doubt |= ~(own.theta[:, column] - sigma < WIDE * np.hypot(own.errors[:, column], uneven))
     return own, doubt
 
 
-def apart(frames, own, again, doubt, psf, variance, sigma, box, uneven):
-    """Those of `again` fitted once more, without the light of the others, and their width held."""
-    images, noise, pixels = joint.apart(frames, as_starts(own, psf), again, variance, sigma, psf, box)
-    some = own.rows(again)
-    x, y = np.rint(some.theta[:, :2]).astype(np.int64).T
-    held = Gaussian2D(sigma) if width_of(psf) >= 0 and not uneven else psf
-    new, still = _explain(images, noise, pixels, held, some.frame, x, y, some.snr)
-    if held is not psf:
-        new.theta = np.insert(new.theta, 4, sigma, 1)
-        new.errors = np.insert(new.errors, 4, np.nan, 1)
-    own.rows_at(again, new)
-    doubt = doubt.copy()
-    doubt[again] = still
-    return own, doubt
+def apart(
+    frames: np.ndarray, own: Emitters, which: np.ndarray, psf: PSF, variance: Any, sigma: float, box: int,
+    uneven: float = 0.0,
+) -> tuple[np.ndarray, Emitters]:  # fmt: skip
+    """Fit some of `own`, in place, without the light of the others: as one emitter, or as the first of two.
+
+    Returns which of `which` neither explains, and the second ones of pairs.
+    """
+    number = np.flatnonzero(which)
+    images, noise, pixels = joint.apart(frames, as_starts(own, psf), which, variance, sigma, psf, box)
+    x, y = np.rint(own.theta[number, :2]).astype(np.int64).T
+    held = width_of(psf) >= 0 and not uneven > joint.EVEN * sigma
+    new, doubt = _singles(
+        images, noise, pixels, Gaussian2D(sigma) if held else psf, own.frame[number], x, y, own.snr[number]
+    )
+    second = new.rows(np.zeros(0, np.int64))
+    if held:
+        new.theta, new.errors = (np.insert(v, 4, w, 1) for v, w in ((new.theta, sigma), (new.errors, np.nan)))
+        corner = np.stack([x, y], 1) - box // 2
+        tried = np.flatnonzero(doubt & np.isfinite(new.theta).all(1))
+        single = new.theta[tried, :4]
+        single[:, :2] -= corner[tried]
+        two = pairs.fit(images[tried], noise[tried], single, sigma)
+        good = (
+            two.converged
+            & (two.gain > joint.PROOF)
+            & _explained(two.chi2, pixels[tried], 7, UNEXPLAINED)
+            & np.isfinite(two.errors).all(1)
+            & (abs(two.parameters[:, [0, 1, 3, 4]] - box // 2) < ASTRAY + 0.5).all(1)
+        )
+        doubt[tried] = ~(good | (two.gain < joint.PROOF) & _explained(new.chi2[tried], pixels[tried], 4, LOOSE))
+        tried, two = tried[good], pairs.Pairs(*(v[good] for v in two))
+        new.chi2[tried] = two.chi2
+        new.log_likelihood[tried] += two.gain
+        new.status[tried] = fit.Status.converged
+        second = new.rows(tried)
+        for emitters, rows, first in ((new, tried, 0), (second, np.arange(len(tried)), 3)):
+            columns = [first, first + 1, first + 2, 6]
+            emitters.theta[rows, :4], emitters.errors[rows, :4] = two.parameters[:, columns], two.errors[:, columns]
+            emitters.theta[rows, :2] += corner[tried]
+            emitters.snr[rows] = emitters.theta[rows, 2] / emitters.errors[rows, 2]
+    own.put(number[~doubt], new.rows(~doubt))
+    left = np.zeros(len(own), bool)
+    left[number] = doubt
+    return left, second
 
 
-def _explain(images, noise, pixels, psf, frame, x, y, snr):
-    half = images.shape[1] // 2
-    found = fit.mle(images, psf, variance=noise, progress=False)
-    theta = found.parameters.copy()
-    good = np.isfinite(theta).all(1)
-    doubt = ~(found.chi2 <= pixels - len(psf.names) + UNEXPLAINED * np.sqrt(2.0 * pixels)) | ~good
+def _singles(
+    images: np.ndarray, noise: np.ndarray, pixels: np.ndarray, psf: PSF, frame: np.ndarray, x: np.ndarray,
+    y: np.ndarray, snr: np.ndarray, steps: int = 20,
+) -> tuple[Emitters, np.ndarray]:  # fmt: skip
+    """One emitter in each of `images` around the pixels x, y, and which of them it does not explain."""
+    found = fit.mle(images, psf, variance=noise, progress=False, max_iterations=steps)
+    theta, half = found.parameters.copy(), images.shape[1] // 2
+    doubt = ~(_explained(found.chi2, pixels, len(psf.names), UNEXPLAINED) & np.isfinite(theta).all(1))
     theta[:, 0] += x - half
     theta[:, 1] += y - half
-    crowded = np.zeros(len(theta), bool)
-    return Emitters(
-        frame, theta, found.errors, found.status, found.log_likelihood, found.chi2, snr, crowded
-    ), doubt  # fmt: skip
+    given = found.errors, found.status, found.log_likelihood, found.chi2, snr
+    return Emitters(frame, theta, *given, np.zeros(len(frame), bool)), doubt
+
+
+def _explained(chi2: np.ndarray, pixels: np.ndarray, parameters: int, most: float) -> np.ndarray:
+    """Whether chi square is at most so many standard deviations above what it should be."""
+    return chi2 <= pixels - parameters + most * np.sqrt(2.0 * pixels)
 
 
 def together(
@@ -111,25 +153,26 @@ def together(
     n, far = len(frames), reach(sigma, box)
     found = joint.fit(frames, starts, behind, variance, sigma, psf, box, light, as_starts(certain, psf), uneven)
     found = found.rows(np.isfinite(found.theta).all(1) & np.isfinite(found.errors[:, :2]).all(1))
-    found.crowded = near(found, found, n, far) | near(found, certain, n, far)
-    certain.crowded = near(certain, certain, n, far) | near(certain, found, n, far)
+    both = certain.join(found)
+    both.crowded = near(both, both, n, far)
     # alone after all, and of another width than usual: the fit of its own, in which the width is free
     if (column := width_of(psf)) >= 0:
-        explained = doubtful.chi2 <= box * box + UNEXPLAINED * box * np.sqrt(2.0)  # no light of a neighbour in its box
-        explained &= (doubtful.status == fit.Status.converged) & ~cut_off(doubtful, frames.shape, box)
-        own = doubtful.rows(explained)
+        good = _explained(doubtful.chi2, box * box, 0, UNEXPLAINED)  # no light of a neighbour in its box
+        good &= (doubtful.status == fit.Status.converged) & ~cut_off(doubtful, frames.shape, box)
+        own = doubtful.rows(good)
         own = own.rows(abs(own.theta[:, column] - sigma) > WIDE * own.errors[:, column])
-        own = own.rows(near(own, found.rows(~found.crowded), n, 0.5))
-        found = found.rows(found.crowded | ~near(found, own, n, 0.5)).join(own)
-    return certain.join(found)
+        own = own.rows(near(own, both.rows(~both.crowded), n, 0.5))
+        both = both.rows(both.crowded | ~near(both, own, n, 0.5)).join(own)
+    return both
 
 
 def near(emitters: Emitters, others: Emitters, frames: int, distance: float) -> np.ndarray:
     """Which `emitters` have one of `others`, but themselves, within `distance` pixels."""
     starts = [np.searchsorted(e.frame, np.arange(frames + 1)) for e in (emitters, others)]
     marked = np.zeros(len(emitters), bool)
-    at = (np.ascontiguousarray(e.theta[:, :2], np.float32) for e in (emitters, others))
-    share(partial(_near, *starts, *at, emitters is others, distance * distance, marked), frames)
+    at, to = np.asarray(emitters.theta[:, :2], np.float32), np.ascontiguousarray(others.theta[:, :2].T, np.float32)
+    square = np.float32(distance * distance)
+    share(partial(_near, *starts, at, to, int(emitters is others), square, marked), frames)
     return marked
 
 
@@ -155,18 +198,17 @@ def as_starts(emitters: Emitters, psf: PSF) -> np.ndarray:
     return data.table(frame=emitters.frame, **dict(zip(psf.names, emitters.theta.T, strict=True)))
 
 
-def reset(emitters: Emitters, peaks: np.ndarray) -> Emitters:
-    """Put back to their peaks those that their fit has lost."""
+def _reset(emitters: Emitters, doubt: np.ndarray, peaks: np.ndarray) -> None:
+    """Put back to their peaks those in `doubt` that their fit has lost."""
     theta = emitters.theta
-    lost = ~(
+    lost = doubt & ~(
         np.isfinite(theta).all(1)
         & (abs(theta[:, 0] - peaks["x"]) <= ASTRAY)
         & (abs(theta[:, 1] - peaks["y"]) <= ASTRAY)
     )
-    usual = np.nanmedian(theta, 0) if np.isfinite(theta).any() else np.ones(theta.shape[1])
-    theta[lost] = np.nan_to_num(usual, nan=1.0)
+    some = theta[doubt & ~lost]
+    theta[lost] = np.nan_to_num(np.median(some, 0), nan=1.0) if len(some) else 1.0
     theta[lost, 0], theta[lost, 1] = peaks["x"][lost], peaks["y"][lost]
-    return emitters
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -175,23 +217,35 @@ def _cut(frames, read, frame, x, y, images, noise, pixels, begin, end):
     h, w = frames.shape[1:]
     half = box // 2
     for p in range(begin, end):
-        seen = 0
+        top, left = y[p] - half, x[p] - half
+        inside = top >= 0 and left >= 0 and top + box <= h and left + box <= w
+        total = np.float32(0)
+        for i in range(box if inside else 0):
+            for j in range(box):
+                v = frames[frame[p], top + i, left + j]
+                images[p, i, j] = v
+                noise[p, i, j] = read[top + i, left + j]
+                total += v
+        pixels[p] = box * box
+        if inside and np.isfinite(total):
+            continue
+        pixels[p] = 0
         for i in range(box):
             for j in range(box):
-                r, c = y[p] - half + i, x[p] - half + j
+                r, c = top + i, left + j
                 images[p, i, j], noise[p, i, j] = np.float32(0), joint.NOWHERE
                 if 0 <= r < h and 0 <= c < w and np.isfinite(frames[frame[p], r, c]):
                     images[p, i, j] = frames[frame[p], r, c]
                     noise[p, i, j] = read[r, c]
-                    seen += 1
-        pixels[p] = seen
+                    pixels[p] += 1
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _near(start, others_start, at, others, same, square, marked, begin, end):
     for f in range(begin, end):
+        first, last = others_start[f], others_start[f + 1]
         for p in range(start[f], start[f + 1]):
-            for q in range(others_start[f], others_start[f + 1]):
-                d = (at[p, 0] - others[q, 0]) ** 2 + (at[p, 1] - others[q, 1]) ** 2
-                if d < square and not (same and p == q):
-                    marked[p] = True
+            found, x, y = np.int32(0), at[p, 0], at[p, 1]
+            for q in range(first, last):
+                found += (x - others[0, q]) ** 2 + (y - others[1, q]) ** 2 < square
+            marked[p] = found > same  # who is one of the others is near to itself

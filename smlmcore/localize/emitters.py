@@ -27,10 +27,11 @@ class Emitters:
 
     def rows(self, index: np.ndarray) -> Emitters:
         """Some of them, by number or mask."""
-        return Emitters(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+        index = np.flatnonzero(index) if index.dtype == bool else index
+        return Emitters(*(getattr(self, name).take(index, 0) for name in self.__dataclass_fields__))
 
-    def rows_at(self, index: np.ndarray, rows: Emitters) -> None:
-        """Put `rows` in the place of some."""
+    def put(self, index: np.ndarray, rows: Emitters) -> None:
+        """Put `rows` in the place of those of the numbers `index`."""
         for name in self.__dataclass_fields__:
             getattr(self, name)[index] = getattr(rows, name)
 

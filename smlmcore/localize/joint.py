@@ -209,15 +209,16 @@ def _leaf(s, start, box, wide):
 
 
 @fast
-def _cut(count, on, model, first, stride, s, rows, columns, wide):
+def _cut(count, model, first, stride, s, rows, columns, wide):
     """The pixels of a window that begins at `first` of a frame."""
     for i in range(rows):
         q, row = first + i * stride, i * wide
         for v in range(0, wide, L):
             for j in range(v, v + L):
-                put(s, COUNT + row + j, get(count, q + j))
+                v = get(count, q + j)
+                put(s, COUNT + row + j, max(v, np.float32(0)))
                 put(s, BASE + row + j, get(model, q + j))
-                put(s, ON + row + j, get(on, q + j) if j < columns else np.float32(0))
+                put(s, ON + row + j, np.float32(1) if v >= 0 and j < columns else np.float32(0))
 
 
 @fast
@@ -523,15 +524,14 @@ def _brighten(s, row, f, model, q, wide):
 
 
 @fast
-def _lay_out(frame, behind, read, pad, stride, count, on, model):
-    """A frame with a border in which nothing is seen."""
+def _lay_out(frame, behind, read, pad, stride, count, model):
+    """A frame with a border; where nothing is seen, the count is negative."""
     h, w = frame.shape
     for i in range(h):
         q = (i + pad) * stride + pad
         for j in range(w):
-            put(on, q + j, np.float32(1) if abs(frame[i, j]) < NOWHERE else np.float32(0))
-        for j in range(w):
-            put(count, q + j, max(frame[i, j] + read[i, j], np.float32(0)) if get(on, q + j) > 0 else np.float32(0))
+            v = frame[i, j]
+            put(count, q + j, max(v + read[i, j], np.float32(0)) if abs(v) < NOWHERE else np.float32(-1))
         for j in range(w):
             put(model, q + j, behind[i, j] + read[i, j])
 
@@ -553,7 +553,7 @@ def _frames(
     pad = half + 2
     stride, link, reach = wd + 2 * pad, LINK * sigma, half + 1.5 * sigma
     area = (h + 2 * pad) * stride + TABLE
-    seen, on, model = np.zeros(area, np.float32), np.zeros(area, np.float32), np.ones(area, np.float32)
+    seen, model = np.full(area, np.float32(-1)), np.ones(area, np.float32)
     size = (MOST + 1) * scene[6] + 1
     errors = np.full((MOST + 2, max(p, size)), np.nan)
     matrices = np.zeros((size, size)), np.zeros((size, size)), np.zeros((size, size))
@@ -566,7 +566,7 @@ def _frames(
         if n == 0:
             continue
         ground = behind[f * len(behind) // len(frames)]
-        _lay_out(frames[f], ground, read, pad, stride, seen, on, model)
+        _lay_out(frames[f], ground, read, pad, stride, seen, model)
         at, error, far, good = np.zeros((cap, p)), np.zeros((cap, p)), np.zeros(cap), np.zeros(cap, np.bool_)
         there, left = np.zeros(cap, np.bool_), np.zeros(cap, np.bool_)
         dirty, young = np.ones(cap, np.bool_), np.ones(cap, np.bool_)
@@ -606,7 +606,7 @@ def _frames(
                     for a in range(p):
                         own[0, e, a] = at[i, a]
                     own[0, e, background] = at[slot[0], background]
-                _cut(seen, on, model, (top + pad) * stride + edge + pad, stride, s, rows, columns, axis.whole(columns))
+                _cut(seen, model, (top + pad) * stride + edge + pad, stride, s, rows, columns, axis.whole(columns))
                 new, converged = _settle(job, window, k, own, row, fresh)
                 moved = new != k
                 for e in range(new, k):
@@ -632,7 +632,7 @@ def _frames(
             if not there[i] or not at[i, bright] > WEAK * error[i, bright]:
                 continue
             top, edge = round(at[i, 1]) - half, round(at[i, 0]) - half
-            _cut(seen, on, model, (top + pad) * stride + edge + pad, stride, s, box, box, wide)
+            _cut(seen, model, (top + pad) * stride + edge + pad, stride, s, box, box, wide)
             _lift(s, at[i, background], box * wide)
             for a in range(p):
                 out[kept, a], out[kept, p + a] = at[i, a], error[i, a]
@@ -653,12 +653,12 @@ def _apart(scene, sigma, frames, read, start, theta, which, first, images, noise
     """Cut out the emitters `which` of the frames from `begin` to `end`; those of f are images[first[f]] on."""
     box, (h, w) = scene[5], frames.shape[1:]
     half = box // 2
-    pad, wide = half + 2, axis.whole(box)
+    pad = half + 2
     stride = w + 2 * pad
     light = np.zeros((h + 2 * pad) * stride + TABLE, np.float32)
-    errors, none = np.zeros((1, 1)), np.zeros(1)
-    work = errors, errors, errors, none, none, none, errors
-    job = np.zeros(SIZE, np.float32), np.zeros(scratch, np.float32), scene, errors, (0.0, np.inf, 0.0, 0.0), sigma, work
+    nothing, matrix = np.zeros(1), np.zeros((1, 1))
+    work = matrix, matrix, matrix, nothing, nothing, nothing, matrix
+    job = np.zeros(SIZE, np.float32), np.zeros(scratch, np.float32), scene, matrix, (0.0, np.inf, 0.0, 0.0), sigma, work
     for f in range(begin, end):
         if first[f + 1] == first[f]:
             continue
@@ -670,16 +670,17 @@ def _apart(scene, sigma, frames, read, start, theta, which, first, images, noise
             if not which[i]:
                 continue
             _shine(job, theta[i], -1, light, pad, stride)
-            top, left, seen = round(theta[i, 1]) - half, round(theta[i, 0]) - half, 0
+            top, left = round(theta[i, 1]) - half, round(theta[i, 0]) - half
+            pixels[p] = 0
             for y in range(box):
+                r, row = top + y, (top + y + pad) * stride + left + pad
                 for x in range(box):
-                    images[p, y, x], noise[p, y, x] = np.float32(0), NOWHERE
-                    r, c = top + y, left + x
-                    if 0 <= r < h and 0 <= c < w and np.isfinite(frames[f, r, c]):
-                        others = light[(r + pad) * stride + c + pad]
-                        images[p, y, x], noise[p, y, x] = frames[f, r, c] - others, read[r, c] + max(others, np.float32(0))
-                        seen += 1
-            pixels[p] = seen
+                    c = left + x
+                    seen = 0 <= r < h and 0 <= c < w and abs(frames[f, r, c]) < NOWHERE
+                    others = get(light, row + x)
+                    images[p, y, x] = frames[f, r, c] - others if seen else np.float32(0)
+                    noise[p, y, x] = read[r, c] + max(others, np.float32(0)) if seen else NOWHERE
+                    pixels[p] += seen
             p += 1
             _shine(job, theta[i], 1, light, pad, stride)
 
@@ -687,18 +688,17 @@ def _apart(scene, sigma, frames, read, start, theta, which, first, images, noise
 def apart(
     frames: np.ndarray, emitters: np.ndarray, which: np.ndarray, variance: Any, sigma: float, psf: PSF, box: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images (m, box, box) of `which` of the `emitters` without the light of the others; variance; pixels seen."""
+    """Images (m, box, box) of some of the `emitters` without the light of all others, and the variance of their noise.
+
+    `emitters`: a table of frame and parameters, sorted by frame; `which`: a mask of them.  The variance is of the read
+    noise and the others' light; it is NOWHERE where nothing is seen.  Third, how many pixels are seen.
+    """
     names, scene, scratch = _scene(psf, box)
-    known = {"sigma": np.full(len(emitters), sigma), "background": np.zeros(len(emitters))}
-    known |= {name: emitters[name] for name in names if name in emitters.dtype.names}
-    theta = np.stack([known[name] for name in names], 1).astype(float)
-    frame = np.arange(len(frames) + 1)
-    start = np.searchsorted(emitters["frame"], frame)
-    first = np.searchsorted(emitters["frame"][which], frame)
-    m = int(which.sum())
-    images, noise, pixels = np.empty((m, box, box), np.float32), np.empty((m, box, box), np.float32), np.empty(m, np.int32)
-    read = np.ascontiguousarray(np.broadcast_to(np.asarray(variance, np.float32), frames.shape[1:]))
-    given = (scene, float(sigma), frames, read, start, theta, which, first, images, noise, pixels, scratch)
+    theta, start = _rows(emitters, names, sigma, len(frames))
+    first = np.searchsorted(emitters["frame"][which], np.arange(len(frames) + 1))
+    images, noise = (np.empty((first[-1], box, box), np.float32) for _ in range(2))
+    pixels, read = np.empty(first[-1], np.int32), _read(variance, frames)
+    given = scene, float(sigma), frames, read, start, theta, which, first, images, noise, pixels, scratch
     share(partial(_apart, *given), len(frames), BLOCK)
     return images, noise, pixels
 
@@ -741,24 +741,18 @@ def fit(
     limits[:, names.index("background")] = -np.inf, np.inf, np.inf, 0  # of an offset
     n, p, frame = len(frames), len(names), np.arange(len(frames) + 1)
 
-    def rows(table):
-        known = {"sigma": np.full(len(table), sigma), "background": np.zeros(len(table))}
-        known |= {name: table[name] for name in names if name in table.dtype.names}
-        return np.stack([known[name] for name in names], 1).astype(float), np.searchsorted(table["frame"], frame)
-
-    theta, start = rows(starts)
+    theta, start = _rows(starts, names, sigma, n)
     if scene[2]:
         theta[:, names.index("sigma")] = sigma
     theta[:, scene[3]] = np.maximum(theta[:, scene[3]], 1)
-    fixed, fixed_start = rows(starts[:0] if others is None else others)
+    fixed, fixed_start = _rows(starts[:0] if others is None else others, names, sigma, n)
     had = np.diff(start)
     room = np.concatenate([[0], np.cumsum(2 * had + 4 * (had > 0))])
     out, count = np.full((room[-1], 2 * p + 3), np.nan), np.zeros(n, np.int64)
-    read = np.ascontiguousarray(np.broadcast_to(np.asarray(variance, np.float32), frames.shape[1:]))
     frames, behind = (np.ascontiguousarray(v, np.float32) for v in (frames, behind))
     given = (
         scene, limits, (*map(float, light or (0.0, math.inf)), float(sigma), float(uneven)), float(sigma),
-        frames, behind, read, start, theta, fixed_start, fixed, room, scratch, out,
+        frames, behind, _read(variance, frames), start, theta, fixed_start, fixed, room, scratch, out,
         count,
     )  # fmt: skip
     share(partial(_frames, *given), n, BLOCK)
@@ -769,6 +763,18 @@ def fit(
     snr = theta[:, scene[3]] / errors[:, scene[3]]
     frame, judged = np.repeat(frame[:-1], count), own[:, -3:-1].T.astype(np.float32)
     return Emitters(frame, theta, errors, status, *judged, snr, np.ones(len(own), bool))
+
+
+def _rows(table: np.ndarray, names: tuple[str, ...], sigma: float, frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """The parameters `names` (n, p) of a table, and where each frame begins in it."""
+    known = {"sigma": np.full(len(table), sigma), "background": np.zeros(len(table))}
+    known |= {name: table[name] for name in names if name in table.dtype.names}
+    theta = np.stack([known[name] for name in names], 1).astype(float)
+    return theta, np.searchsorted(table["frame"], np.arange(frames + 1))
+
+
+def _read(variance: Any, frames: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.broadcast_to(np.asarray(variance, np.float32), frames.shape[1:]))
 
 
 def _scene(psf: PSF, box: int, held: bool = True) -> tuple[tuple[str, ...], tuple[Any, ...], int]:
