@@ -300,24 +300,23 @@ def _filtered(frame, expected, inverse, scale, room, snr):
 
 @fast
 def _bordered(h, w, dtype):
-    """Room for an image with a border that is lower than all."""
+    """Room for an image with a border that is lower than all, and for marks of its pixels, whole words of them."""
     image = np.empty((h + 2, w + 2), dtype)
     image[:] = -np.inf
-    return image
+    return image, np.zeros((h * (w + 2) + 7) // 8 * 8, np.uint8)
 
 
 @fast
-def _peaks_of(snr, threshold, at):
+def _peaks_of(snr, peak, threshold, at):
     """Fill `at` with the pixels of peaks above `threshold`, as far as there is room; returns how many there are.
 
-    `snr` has a border.
+    `snr` has a border, see `_bordered`.
     """
     h, w = snr.shape[0] - 2, snr.shape[1] - 2
     flat, pitch, n, most, found = snr.reshape(-1), w + 2, h * (w + 2) - 2, len(at), 0
     middle, left, right = flat[pitch + 1 :], flat[pitch:], flat[pitch + 2 :]
     above, above_left, above_right = flat[1:], flat, flat[2:]
     below, below_left, below_right = flat[2 * pitch + 1 :], flat[2 * pitch :], flat[2 * pitch + 2 :]
-    peak = np.zeros((n + 7) // 8 * 8, np.uint8)
     for p in range(n):
         value = middle[p]
         # of equal neighbours the first counts
@@ -365,7 +364,7 @@ def _filter_cpu(*arguments):
 def _filters(frames, expected, variance, scale, weights, snr, begin, end):
     n, h, w = frames.shape
     m, one = len(expected), variance.dtype.type(1)
-    room, found = _room(h, w, weights), _bordered(h, w, weights.dtype)
+    room, (found, _) = _room(h, w, weights), _bordered(h, w, weights.dtype)
     for i in range(begin, end):
         part = i * m // n
         if i == begin or part != (i - 1) * m // n:
@@ -381,11 +380,11 @@ def _peaks_cpu(snr, threshold, count, at):
 @free
 def _some_peaks(snr, threshold, count, at, begin, end):
     h, w = snr.shape[1:]
-    image = _bordered(h, w, snr.dtype)
+    image, peak = _bordered(h, w, snr.dtype)
     for i in range(begin, end):
         image[1 : h + 1, 1 : w + 1] = snr[i]
         at[i] = -1
-        count[i] = _peaks_of(image, threshold[0], at[i])
+        count[i] = _peaks_of(image, peak, threshold[0], at[i])
 
 
 def _seek_on_cpu(*arguments):
@@ -397,13 +396,13 @@ def _seek(frames, expected, variance, scale, weights, threshold, count, at, heig
     """Filter and peaks, one frame after another, while it is in the cache; `height` is the filter's value there."""
     n, h, w = frames.shape
     m, one = len(expected), variance.dtype.type(1)
-    room, snr = _room(h, w, weights), _bordered(h, w, weights.dtype)
+    room, (snr, peak) = _room(h, w, weights), _bordered(h, w, weights.dtype)
     for i in range(begin, end):
         part = i * m // n
         if i == begin or part != (i - 1) * m // n:
             inverse = one / variance[part]
         _filtered(frames[i], expected[part], inverse, scale[part], room, snr)
-        count[i] = _peaks_of(snr, threshold[0], at[i])
+        count[i] = _peaks_of(snr, peak, threshold[0], at[i])
         for k in range(min(count[i], at.shape[1])):
             height[i, k] = snr[1 + at[i, k] // w, 1 + at[i, k] % w]
 
