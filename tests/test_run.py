@@ -23,6 +23,7 @@ from smlmcore.localize import finder
 from smlmcore.localize.background import background
 from smlmcore.localize.chunks import Plan, localize_frames
 from smlmcore.localize.crowd import fit_peaks
+from smlmcore.localize.emitters import Emitters, as_table
 from smlmcore.localize.run import keep, run
 from smlmcore.localize.source import Source
 
@@ -168,6 +169,19 @@ def test_two_near_molecules_have_the_errors_of_a_joint_fit():
     assert len(i) > 0.98 * 2 * n
     z = (table["x"][i] - truth["x"][j]) / table["lpx"][i]
     assert 0.9 < 1.4826 * np.median(abs(z)) < 1.15
+
+
+def test_a_table_is_sorted_by_frame_y_and_x():
+    rng = np.random.default_rng(6)
+    for n in (0, 1, 2, 3000):
+        # many of one place, and numbers that compare unlike their bits
+        of = np.array([-np.inf, -2.5, -1e-40, -0.0, 0.0, 1e-40, 3.25, np.nan, -np.nan], np.float32)
+        theta, columns = rng.choice(of, (n, 5)), rng.random((5, n), np.float32)
+        frame = rng.integers(0, 9, n)
+        table = as_table(Emitters(frame, theta, theta, *columns), psf.Gaussian2D())
+        order = np.lexsort((theta[:, 0], theta[:, 1], frame))
+        for name, values in (("frame", frame), ("x", theta[:, 0]), ("y", theta[:, 1]), ("snr", columns[3])):
+            np.testing.assert_array_equal(table[name], values[order])
 
 
 def test_any_psf_and_no_peak_at_all():

@@ -60,4 +60,18 @@ def as_table(found: Emitters | None, psf: PSF) -> np.ndarray:
         table["sigma_y"] = table["sigma_x"]
     for name in ("frame", "log_likelihood", "chi2", "snr", "status", "crowded"):
         table[name] = getattr(found, name)
-    return table[np.lexsort((table["x"], table["y"], table["frame"]))]
+    # NumPy takes whole rows far faster if it need not know what is in them
+    return table.view(f"V{table.itemsize}").take(_order(table)).view(table.dtype)
+
+
+def _order(table: np.ndarray) -> np.ndarray:
+    """What `np.lexsort` by frame, y and x gives, from one key; x is asked only where frame and y are the same."""
+    y = np.where(np.isnan(table["y"]), np.float32(np.nan), table["y"] + np.float32(0)).view(np.int32)
+    # as integers, positive numbers are sorted already, and NaN comes last; those below 0 have their other bits flipped
+    key = (table["frame"].astype(np.int64) << 32) + (y ^ (y >> 31 & 0x7FFFFFFF))
+    order = np.argsort(key, kind="stable")
+    key = key[order]
+    tied = np.flatnonzero(key[1:] == key[:-1])
+    tied = np.union1d(tied, tied + 1)
+    order[tied] = order[tied][np.lexsort((table["x"][order[tied]], key[tied]))]
+    return order

@@ -29,7 +29,6 @@ from ..threads import share
 
 REACH = 3.0  # the filter's half width in units of sigma
 CERTAIN = 12.0  # standard deviations above which it does not matter how the noise is distributed
-STRETCH = 32  # pixels that are looked at together for any that may be a peak
 LOWEST = 1.5  # standard deviations: no threshold is below
 PEAK = np.dtype([("frame", np.uint32), ("x", np.int32), ("y", np.int32), ("snr", np.float32)])
 
@@ -241,84 +240,98 @@ free = numba.njit(cache=True, nogil=True, error_model="numpy")  # of the GIL: on
 
 
 @fast
-def _columns(image, weights, out):
-    """Convolve down the columns; `image` has `reach` rows of zeros more at both ends."""
-    h, w = out.shape
-    reach = len(weights) - 1
-    for i in range(h):
-        middle, line, a = image[i + reach], out[i], weights[0]
-        for j in range(w):
-            line[j] = a * middle[j]
-        for k in range(1, reach + 1):
-            a, above, below = weights[k], image[i + reach - k], image[i + reach + k]
-            for j in range(w):
-                line[j] += a * (above[j] + below[j])
+def _along(image, first, step, weights, out):
+    """out[p] = sum of weights[|k|] image[first + p + k step]; the weights from the middle outwards are 5, 7, 9, ..."""
+    n = len(out)
+    a, b, c, d, e = weights[0], weights[1], weights[2], weights[3], weights[4]
+    middle, left, right = image[first:], image[first - step :], image[first + step :]
+    left2, right2 = image[first - 2 * step :], image[first + 2 * step :]
+    left3, right3 = image[first - 3 * step :], image[first + 3 * step :]
+    left4, right4 = image[first - 4 * step :], image[first + 4 * step :]
+    for p in range(n):
+        near = a * middle[p] + b * (left[p] + right[p]) + c * (left2[p] + right2[p])
+        out[p] = near + d * (left3[p] + right3[p]) + e * (left4[p] + right4[p])
+    for k in range(5, len(weights), 2):
+        a, left, right = weights[k], image[first - k * step :], image[first + k * step :]
+        b, left2, right2 = weights[k + 1], image[first - (k + 1) * step :], image[first + (k + 1) * step :]
+        for p in range(n):
+            out[p] += a * (left[p] + right[p]) + b * (left2[p] + right2[p])
 
 
 @fast
-def _rows(image, weights, line, out):
-    """Convolve along the rows; `line` is w + 2 reach long, with zeros at both ends."""
-    h, w = image.shape
-    reach = len(weights) - 1
-    for i in range(h):
-        middle, result, a = image[i], out[i], weights[0]
-        for j in range(w):
-            line[reach + j] = middle[j]
-            result[j] = a * middle[j]
-        for k in range(1, reach + 1):
-            a, left, right = weights[k], line[reach - k : reach - k + w], line[reach + k : reach + k + w]
-            for j in range(w):
-                result[j] += a * (left[j] + right[j])
+def _room(h, w, weights):
+    """What a filter needs: weights as `_along` wants them, and flat images whose rows end in `reach` zeros, with
+    `reach` rows of zeros at both ends, with `reach` zeros, and with none.
+    """
+    reach = max(4, len(weights) // 2 * 2)
+    more = np.zeros(reach + 1, weights.dtype)
+    more[: len(weights)] = weights
+    pixels = h * (w + reach)
+    image = np.zeros(pixels + 2 * reach * (w + reach), weights.dtype)
+    return more, image, np.zeros(pixels + 2 * reach, weights.dtype), np.empty(pixels, weights.dtype)
 
 
 @fast
-def _filtered(frame, expected, variance, scale, weights, rest, down, line, snr):
-    """The matched filter of one frame, in units of the noise; `rest`, `down` and `line` are room to work in."""
+def _spread(image, down, out, weights, pitch):
+    """Convolve the columns and the rows of `image`; the three are from `_room`."""
+    reach, pixels = len(weights) - 1, len(out)
+    _along(image, reach * pitch, pitch, weights, down[reach : reach + pixels])
+    _along(down, reach, 1, weights, out)
+
+
+@fast
+def _filtered(frame, expected, inverse, scale, room, snr):
+    """The matched filter of one frame, in units of the noise, into `snr` within its border; `inverse`: of variance."""
+    weights, image, down, out = room
     h, w = frame.shape
     zero, largest, reach = snr.dtype.type(0), snr.dtype.type(1e30), len(weights) - 1
+    pitch = w + reach
     for y in range(h):
-        data, m, v, out = frame[y], expected[y], variance[y], rest[y + reach]
+        data, m, v, rest = frame[y], expected[y], inverse[y], image[(y + reach) * pitch :]
         for x in range(w):
-            r = (data[x] - m[x]) / v[x]
-            out[x] = r if abs(r) < largest else zero  # neither NaN nor infinite
-    _columns(rest, weights, down)
-    _rows(down, weights, line, snr)
+            r = (data[x] - m[x]) * v[x]
+            rest[x] = r if abs(r) < largest else zero  # neither NaN nor infinite
+    _spread(image, down, out, weights, pitch)
     for y in range(h):
-        out, s = snr[y], scale[y]
+        line, s, result = out[y * pitch :], scale[y], snr[y + 1, 1:]
         for x in range(w):
-            out[x] *= s[x]
+            result[x] = line[x] * s[x]
 
 
 @fast
-def _peaks_of(snr, threshold, at):
-    """Fill `at` with the pixels of peaks above `threshold`, as far as there is room; returns how many there are."""
-    h, w = snr.shape
-    most, found = len(at), 0
-    candidate = np.empty(w, np.uint8)
-    for y in range(h):
-        line, above, below = snr[y], snr[max(y - 1, 0)], snr[min(y + 1, h - 1)]
-        for x in range(w):
-            candidate[x] = (line[x] > threshold) & (line[x] >= above[x]) & (line[x] >= below[x])
-        for first in range(0, w, STRETCH):
-            last, some = min(first + STRETCH, w), 0
-            for x in range(first, last):
-                some += candidate[x]
-            if some == 0:  # as nearly everywhere
-                continue
-            for x in range(first, last):
-                if not candidate[x]:
-                    continue
-                value, peak = line[x], True
-                for i in range(max(y - 1, 0), min(y + 2, h)):
-                    for j in range(max(x - 1, 0), min(x + 2, w)):
-                        other = snr[i, j]
-                        # of equal neighbours the first counts
-                        if other > value or (other == value and (i < y or (i == y and j < x))):
-                            peak = False
-                if peak:
-                    if found < most:
-                        at[found] = y * w + x
-                    found += 1
+def _bordered(h, w, dtype):
+    """Room for an image with a border that is lower than all, and for marks of its pixels, whole words of them."""
+    image = np.empty((h + 2, w + 2), dtype)
+    image[:] = -np.inf
+    return image, np.zeros((h * (w + 2) + 7) // 8 * 8, np.uint8)
+
+
+@fast
+def _peaks_of(snr, peak, threshold, at):
+    """Fill `at` with the pixels of peaks above `threshold`, as far as there is room; returns how many there are.
+
+    `snr` has a border, see `_bordered`.
+    """
+    h, w = snr.shape[0] - 2, snr.shape[1] - 2
+    flat, pitch, n, most, found = snr.reshape(-1), w + 2, h * (w + 2) - 2, len(at), 0
+    middle, left, right = flat[pitch + 1 :], flat[pitch:], flat[pitch + 2 :]
+    above, above_left, above_right = flat[1:], flat, flat[2:]
+    below, below_left, below_right = flat[2 * pitch + 1 :], flat[2 * pitch :], flat[2 * pitch + 2 :]
+    for p in range(n):
+        value = middle[p]
+        # of equal neighbours the first counts
+        first = (value > above_left[p]) & (value > above[p]) & (value > above_right[p]) & (value > left[p])
+        last = (value >= right[p]) & (value >= below_left[p]) & (value >= below[p]) & (value >= below_right[p])
+        peak[p] = (value > threshold) & first & last
+    eight = peak.view(np.uint64)
+    for some in range(len(eight)):
+        if eight[some] == 0:  # as nearly everywhere
+            continue
+        for p in range(8 * some, 8 * some + 8):
+            if peak[p]:
+                if found < most:
+                    at[found] = p // pitch * w + p % pitch
+                found += 1
     return found
 
 
@@ -329,25 +342,18 @@ def _scale_cpu(variance, weights, scale):
 @free
 def _scales(variance, weights, scale, begin, end):
     h, w = variance.shape[1:]
-    one, reach = variance.dtype.type(1), len(weights) - 1
-    square = weights * weights
+    one = variance.dtype.type(1)
+    squares, image, down, out = _room(h, w, weights * weights)
+    pitch = w + len(squares) - 1
     for i in range(begin, end):
-        inverse, down, line = _room(h, w, reach, square)
-        inverse[reach : reach + h] = one / variance[i]
-        _columns(inverse, square, down)
-        _rows(down, square, line, scale[i])
+        for y in range(h):
+            first = (y + len(squares) - 1) * pitch
+            for x in range(w):
+                image[first + x] = one / variance[i, y, x]
+        _spread(image, down, out, squares, pitch)
         for y in range(h):
             for x in range(w):
-                scale[i, y, x] = one / np.sqrt(scale[i, y, x])
-
-
-@fast
-def _room(h, w, reach, like):
-    """An image with `reach` rows of zeros at both ends, one without, and a row with zeros: what a filter needs."""
-    image = np.empty((h + 2 * reach, w), like.dtype)
-    image[:reach] = 0
-    image[reach + h :] = 0
-    return image, np.empty((h, w), like.dtype), np.zeros(w + 2 * reach, like.dtype)
+                scale[i, y, x] = one / np.sqrt(out[y * pitch + x])
 
 
 def _filter_cpu(*arguments):
@@ -357,11 +363,14 @@ def _filter_cpu(*arguments):
 @free
 def _filters(frames, expected, variance, scale, weights, snr, begin, end):
     n, h, w = frames.shape
-    m = len(expected)
+    m, one = len(expected), variance.dtype.type(1)
+    room, (found, _) = _room(h, w, weights), _bordered(h, w, weights.dtype)
     for i in range(begin, end):
         part = i * m // n
-        rest, down, line = _room(h, w, len(weights) - 1, weights)
-        _filtered(frames[i], expected[part], variance[part], scale[part], weights, rest, down, line, snr[i])
+        if i == begin or part != (i - 1) * m // n:
+            inverse = one / variance[part]
+        _filtered(frames[i], expected[part], inverse, scale[part], room, found)
+        snr[i] = found[1 : h + 1, 1 : w + 1]
 
 
 def _peaks_cpu(snr, threshold, count, at):
@@ -370,9 +379,12 @@ def _peaks_cpu(snr, threshold, count, at):
 
 @free
 def _some_peaks(snr, threshold, count, at, begin, end):
+    h, w = snr.shape[1:]
+    image, peak = _bordered(h, w, snr.dtype)
     for i in range(begin, end):
+        image[1 : h + 1, 1 : w + 1] = snr[i]
         at[i] = -1
-        count[i] = _peaks_of(snr[i], threshold[0], at[i])
+        count[i] = _peaks_of(image, peak, threshold[0], at[i])
 
 
 def _seek_on_cpu(*arguments):
@@ -383,15 +395,16 @@ def _seek_on_cpu(*arguments):
 def _seek(frames, expected, variance, scale, weights, threshold, count, at, height, begin, end):
     """Filter and peaks, one frame after another, while it is in the cache; `height` is the filter's value there."""
     n, h, w = frames.shape
-    m = len(expected)
+    m, one = len(expected), variance.dtype.type(1)
+    room, (snr, peak) = _room(h, w, weights), _bordered(h, w, weights.dtype)
     for i in range(begin, end):
         part = i * m // n
-        rest, down, line = _room(h, w, len(weights) - 1, weights)
-        snr = np.empty((h, w), np.float32)
-        _filtered(frames[i], expected[part], variance[part], scale[part], weights, rest, down, line, snr)
-        count[i] = _peaks_of(snr, threshold[0], at[i])
+        if i == begin or part != (i - 1) * m // n:
+            inverse = one / variance[part]
+        _filtered(frames[i], expected[part], inverse, scale[part], room, snr)
+        count[i] = _peaks_of(snr, peak, threshold[0], at[i])
         for k in range(min(count[i], at.shape[1])):
-            height[i, k] = snr[at[i, k] // w, at[i, k] % w]
+            height[i, k] = snr[1 + at[i, k] // w, 1 + at[i, k] % w]
 
 
 def _seek_by_kernels(frames, expected, variance, scale, weights, threshold, count, at, height):
