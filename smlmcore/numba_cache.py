@@ -11,6 +11,9 @@ it meets.  One that compiles has met each of them by itself; one that finds all 
 copies that were optimized apart may be of another order, and end in other bits.  Here each calls its own copies.
 
 Both for functions of this package and of the modules that it writes (`smlmcore_...`) only, once this is imported.
+
+And numba loads scipy.linalg, which takes as long as ten functions do, with its first compiled function, to see whether
+SciPy is there.  It asks again before each use, so that here the first answer is yes.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any
 from llvmlite.binding import Linkage
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.codegen import CPUCodeLibrary
+from numba.np import linalg
 
 
 class NamedByKey(IndexDataCacheFile):
@@ -57,3 +61,9 @@ def _finalize_module(self: CPUCodeLibrary) -> None:
 
 
 _numbas_finalize, CPUCodeLibrary._finalize_final_module = CPUCodeLibrary._finalize_final_module, _finalize_module
+
+
+_numbas_check, linalg.ensure_blas = linalg.ensure_blas, lambda: None
+from numba.np import arraymath  # noqa: E402
+
+linalg.ensure_blas = arraymath.ensure_blas = _numbas_check

@@ -21,6 +21,22 @@ def test_import_loads_nothing_heavy():
     assert loaded.strip() == "[]"
 
 
+def test_localize_starts_without_what_it_does_not_need():
+    code = """if True:
+        import sys, numpy as np, smlmcore.localize.run
+        smlmcore.localize.drift.__globals__["_smooth"](np.zeros(3), np.ones(3), 1.0)  # numba's own start
+        print([m for m in ('scipy.special', 'scipy.linalg', 'h5py', 'tqdm', 'PIL', 'matplotlib', 'smlmcore.layers',
+                           'smlmcore.psf.pupil') if m in sys.modules])"""
+    assert run(code).strip() == "[]"
+
+
+def test_packages_name_what_their_modules_have():
+    for package in ("psf", "fit", "loss", "data", "simulate"):
+        package = getattr(smlmcore, package)
+        assert all(getattr(package, name) is not None for name in dir(package))
+        assert not hasattr(package, "nothing")
+
+
 def test_every_submodule_named_is_there_and_a_wrong_one_is_an_attribute_error():
     assert all(getattr(smlmcore, name).__name__ == f"smlmcore.{name}" for name in smlmcore.__all__)
     assert not hasattr(smlmcore, "torch")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from scipy import special
 
 from smlmcore import data, fit, localize, psf
 from smlmcore.camera import Camera
@@ -70,6 +71,22 @@ def write_movie(folder, frames=24, per_frame=4, shape=(40, 48), seed=0, name="mo
 
 
 # ---------------------------------------------------------------- detection
+
+
+@pytest.mark.parametrize("sigma", [0.6, 1.3, 4.0])
+def test_the_rate_of_false_positives_is_the_integral_that_its_docstring_tells(sigma):
+    weights = finder.taps(sigma)
+    line = np.concatenate([weights[:0:-1], weights])
+    rho = (line[1:] * line[:-1]).sum() / (line**2).sum()
+    for threshold in (2.0, 5.0):
+        z = np.linspace(threshold, threshold + 8, 20_001)
+        slope, alpha = np.sqrt((1 - rho) / (1 + rho)), np.arcsin(np.sqrt((1 - rho**2) / 2))
+        edge = special.ndtr(slope * z)
+        middle = edge - 2 * special.owens_t(slope * z, 1 / np.tan(alpha))
+        density = (30 * middle + 2 * edge) * (38 * middle + 2 * edge) * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+        # the trapezoid rule is off by h² / 12 times the slope of the density, about threshold times the integral
+        np.testing.assert_allclose(finder.false_positives(threshold, (32, 40), sigma), np.trapezoid(density, z), 1e-6)
+
 
 EMPTY = {
     "uniform": lambda rng, y, x: (np.full(x.shape, 10.0), 1.0),

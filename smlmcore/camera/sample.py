@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
-from scipy.special import ndtri
+import scipy
 
 from .. import backend, kernel
 
@@ -61,7 +61,7 @@ def _reference(expected, offset, gain, read_noise, settings, seed_a, seed_b, cou
         electrons = _reference_poisson(mean + spurious, uniform)
         if em_gain > 0 and electrons > 0:
             electrons = em_gain * _reference_gamma(electrons, uniform)
-        value = (electrons + read_noise[p] * ndtri(uniform(0)[2])) / gain[p] + offset[p]
+        value = (electrons + read_noise[p] * scipy.special.ndtri(uniform(0)[2])) / gain[p] + offset[p]
         value = np.rint(value) if rounded else value
         counts[i // expected.shape[1], p] = min(max(value, low), high)
 
@@ -97,7 +97,7 @@ def _reference_gamma(shape, uniform):
     block = GAMMA
     while True:
         words = uniform(block)
-        x = ndtri(words[0])
+        x = scipy.special.ndtri(words[0])
         v = (1 + c * x) ** 3
         if v > 0 and math.log(words[1]) < 0.5 * x * x + d - d * v + d * math.log(v):
             return d * v

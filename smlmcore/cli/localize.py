@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .options import camera_arguments, camera_file, number, output_arguments
+from .options import camera_arguments, camera_file, loading, number, output_arguments
 
 
 def add(commands: Any) -> None:
@@ -56,8 +56,9 @@ def add(commands: Any) -> None:
 
 
 def run(movies: list[Path], out: Path | None, settings: Path | None, quiet: bool, **options: Any) -> None:
-    from .. import data
-    from ..localize.run import read_settings, run
+    with loading():
+        from .. import data
+        from ..localize.run import read_settings, run
 
     camera = {k: v for k in ("file", "offset", "gain", "read_noise", "pixel_size") if (v := options.pop(k)) is not None}
     given = {k: v for k, v in options.items() if v is not None}

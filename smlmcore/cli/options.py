@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -43,6 +46,16 @@ def output_arguments(p: argparse.ArgumentParser) -> None:
     """Whether to overwrite, and whether to speak."""
     p.add_argument("--overwrite", action="store_true", help="replace files that exist")
     p.add_argument("--quiet", action="store_true", help="say nothing but errors")
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Within, modules are imported: the garbage collector would look through all that they make, again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def show(rows: dict[str, Any], literal: bool = False) -> None:

@@ -6,11 +6,16 @@ storm-analysis, whose readers and writers are here by name as well.  `sets` hold
 """
 
 from ..files import DataError, atomic, atomic_folder, refuse_existing
-from .exchange import read_challenge, read_smap, read_storm_analysis, write_challenge, write_smap, write_storm_analysis
-from .localizations import Localizations
+from ..lazy import lazily
 from .movie import Movie, open_movie, read_yaml, write_tiff
-from .sets import ImageSet
-from .tables import read_picasso, read_thunderstorm, table, write_picasso, write_thunderstorm
+from .tables import join, read_picasso, read_thunderstorm, table, take, write_picasso, write_thunderstorm
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    exchange="read_challenge read_smap read_storm_analysis write_challenge write_smap write_storm_analysis",
+    localizations="Localizations",
+    sets="ImageSet",
+)
 
 __all__ = [
     "DataError",
@@ -19,6 +24,7 @@ __all__ = [
     "Movie",
     "atomic",
     "atomic_folder",
+    "join",
     "open_movie",
     "read_challenge",
     "read_picasso",
@@ -28,6 +34,7 @@ __all__ = [
     "read_yaml",
     "refuse_existing",
     "table",
+    "take",
     "write_challenge",
     "write_picasso",
     "write_smap",

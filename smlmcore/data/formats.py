@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import tifffile
 
@@ -103,6 +102,8 @@ def open_zip(path: Path) -> Movie:
 
 def open_hdf5(path: Path) -> Movie:
     """The largest data set of two or three axes in an HDF5 file."""
+    import h5py
+
     try:
         file = h5py.File(path)
         found: list[h5py.Dataset] = []

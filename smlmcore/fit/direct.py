@@ -20,7 +20,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from .. import backend
 from ..psf import Gaussian2D, Spline
@@ -321,9 +320,11 @@ FITTING, COMPILING = "fitting", "compiling, once for this size of images (5 to 8
 @contextmanager
 def _progress(progress: Progress, total: int, title: str = FITTING) -> Iterator[Callable[[int], Any]]:
     """What is to be called with the number of images done: the user's function, or that of a bar with this title."""
-    if callable(progress):
-        yield progress
+    if callable(progress) or progress is False:
+        yield progress or (lambda done: None)
         return
+    from tqdm import tqdm
+
     hidden = None if progress is None else not progress  # None: hidden where there is no terminal
     with tqdm(total=total, desc=title, unit="spot", unit_scale=True, disable=hidden, leave=False) as bar:
 

@@ -26,9 +26,8 @@ from typing import Any
 
 import numba
 import numpy as np
-from scipy.special import erfcx
 
-from ..psf.axis import horner, polynomial
+from ..psf.axis import erfcx, horner, polynomial
 from ..threads import share
 from . import template
 from .numbers import locked, log1p_polynomial, stirling_polynomial

@@ -13,7 +13,6 @@ import numba
 import numpy as np
 from numba import types
 from numba.extending import overload
-from scipy.special import gammaln
 
 from ..psf.axis import compiled, polynomial
 
@@ -30,7 +29,7 @@ def stirling_polynomial(degree: int) -> list[float]:
 
 def _stirling(w: Any) -> Any:
     z = 1 / np.maximum(w, 1e-3)
-    direct = (gammaln(z + 1) - (z + 0.5) * np.log(z) + z - 0.5 * math.log(2 * math.pi)) * z
+    direct = (np.vectorize(math.lgamma)(z + 1) - (z + 0.5) * np.log(z) + z - 0.5 * math.log(2 * math.pi)) * z
     u = w * w
     series = 1 / 12 - u * (1 / 360 - u * (1 / 1260 - u * (1 / 1680 - u / 1188)))
     return np.where(w < 0.05, series, direct)

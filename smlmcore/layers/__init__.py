@@ -7,6 +7,7 @@
 (4, 2)
 """
 
+from ..memory import keep_freed
 from .activation import (
     Activation,
     Elu,
@@ -25,7 +26,6 @@ from .conv import Conv2d, Conv3d, conv
 from .dropout import Dropout
 from .half import half
 from .linear import Linear, linear
-from .memory import keep_freed
 from .mode import note, training
 from .norm import BatchNorm, GroupNorm, LayerNorm
 from .pool import AvgPool, GlobalPool, MaxPool, average_pool, global_pool, max_pool

@@ -20,9 +20,9 @@ from typing import Any
 
 import numba
 import numpy as np
+import scipy
 from numba import types
 from numba.extending import overload
-from scipy.special import expit, ndtr
 
 from .. import backend, kernel
 from ..autograd import op, ops
@@ -50,7 +50,7 @@ def code(name: str | None) -> int:
 
 def reference(x: np.ndarray, activation: int) -> tuple[np.ndarray, np.ndarray]:
     """Value and derivative, in NumPy."""
-    below, density, s = ndtr(x), np.exp(-0.5 * x**2) * DENSITY, expit(x)
+    below, density, s = scipy.special.ndtr(x), np.exp(-0.5 * x**2) * DENSITY, scipy.special.expit(x)
     fall = np.exp(np.minimum(x, 0))
     return [
         lambda: (x, np.ones_like(x)),

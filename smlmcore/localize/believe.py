@@ -34,8 +34,6 @@ def believe(source: Any, table: np.ndarray, psf: PSF, sigma: float) -> dict[str,
     quartile; for several emitters may explain a spot that the PSF does not.  `believable`: both are below 1 + EXCESS,
     or so few pixels were seen that three standard deviations are more.  No frames: an empty dict.
     """
-    from scipy.ndimage import uniform_filter
-
     frames, h, w = source.shape
     if not frames:
         return {}
@@ -60,11 +58,8 @@ def believe(source: Any, table: np.ndarray, psf: PSF, sigma: float) -> dict[str,
         for kind, mask in enumerate((bright & seen, ~bright & seen)):
             sums[kind] += mask.sum(), chi2[mask].sum(dtype=float), (2 + 1 / variance[mask]).sum(dtype=float)
         emitters += len(near)
-        size = 0, BOX, BOX
-        share = uniform_filter(seen.astype(float), size, mode="constant")
-        mean = uniform_filter(chi2.astype(float), size, mode="constant") / np.maximum(share, 1 / BOX**2)
-        at = (np.clip(np.rint(near[k]), 0, m - 1).astype(int) for k, m in (("y", h), ("x", w)))
-        typical.append(mean[frame, *at])
+        at = frame, *(np.clip(np.rint(near[k]), 0, m - 1).astype(int) for k, m in (("y", h), ("x", w)))
+        typical.append(_around(chi2, at) / np.maximum(_around(seen, at), 1))
     out: dict[str, Any] = {}
     for name, (pixels, chi2, spread), parameters in zip(
         ("near_emitters", "elsewhere"), sums, (emitters * len(psf.names), 0), strict=True
@@ -81,6 +76,13 @@ def believe(source: Any, table: np.ndarray, psf: PSF, sigma: float) -> dict[str,
         out[name] = float(np.quantile(values, share)) if len(values) else 1.0
     out["believable"] = max(out["typical"], out["single"]) < 1 + few
     return out
+
+
+def _around(images: np.ndarray, at: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Sums over the BOX² around pixels `at` (frame, y, x), as far as there are such."""
+    half = BOX // 2
+    padded = np.pad(images, ((0, 0), (half, half), (half, half)))
+    return np.lib.stride_tricks.sliding_window_view(padded, (BOX, BOX), (1, 2))[at].sum((1, 2), dtype=float)
 
 
 def _single(images: np.ndarray, behind: np.ndarray, read: np.ndarray, psf: PSF, sigma: float) -> np.ndarray:

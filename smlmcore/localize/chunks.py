@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
@@ -31,11 +31,11 @@ from .background import BLOCK, background, flickering
 from .crowd import fit_peaks
 from .emitters import as_table
 from .finder import find
-from .learn import LESSONS, learn, prior_of
-from .learned import fit_learned
-from .network import Network, general
 from .shape import SIGMA, usual_of
 from .source import Source
+
+if TYPE_CHECKING:  # the package's network loads layers, optimisers and more, which fits do without
+    from .network import Network
 
 PIXELS = 1 << 22  # of a chunk: 16 MB, in the cache of many a processor
 FEWEST = 8  # frames of a chunk
@@ -237,6 +237,8 @@ def localize_frames(
         frames[saturated] = np.nan  # bright enough to be seen, but no measure of brightness
     box = box or box_of(sigma)
     if network is not None:
+        from .learned import fit_learned
+
         return as_table(fit_learned(network, frames, behind, peaks, psf, variance, sigma, box, light, uneven), psf)
     return as_table(fit_peaks(frames, behind, peaks, psf, variance, sigma, box, uneven), psf)
 
@@ -245,6 +247,8 @@ def network_of(plan: Plan) -> Network | None:
     """The network that helps, if one does."""
     if plan.method == "fit":
         return None
+    from .network import general
+
     if plan.learn:
         return _loaded(str(plan.network), plan.network.stat().st_mtime_ns)
     return general() if plan.model is None else _loaded(*plan.model)
@@ -252,6 +256,8 @@ def network_of(plan: Plan) -> Network | None:
 
 @lru_cache(2)
 def _loaded(path: str, _changed: int) -> Network:
+    from .network import Network
+
     return Network.load(path)
 
 
@@ -267,6 +273,9 @@ def teach(plan: Plan, source: Source, progress: bool = True) -> None:
     """Give the package's network lessons on what frames from all over the movie suggest, unless this is done."""
     if plan.network.exists():
         return
+    from .learn import LESSONS, learn, prior_of
+    from .network import Network, general
+
     few, read = some_frames(source), source.camera.variance
     width = usual_of(few, read, None, plan.width, plan.threshold).sigma
     prior = prior_of(few, read, width, plan.psf, plan.threshold)

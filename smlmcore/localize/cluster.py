@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numba
 
-from ..layers.memory import KEEP, LARGEST
+from ..memory import KEEP, LARGEST
 from .chunks import Plan, do
 from .source import Source
 

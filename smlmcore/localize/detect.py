@@ -78,9 +78,18 @@ def isolated(peaks: np.ndarray, distance: float) -> np.ndarray:
         raise ValueError(f"isolated got distance {distance}; expected a number of pixels, 0 or more")
     if len(peaks) < 2:
         return np.ones(len(peaks), bool)
-    points = spread(peaks, distance)
-    nearest = scipy.spatial.cKDTree(points).query(points, k=2)[0][:, 1]
-    return nearest > distance
+    # the frames one below the other; of rows sorted by y, those k apart are compared until all are too far
+    y = peaks["frame"] * (np.ptp(peaks["y"]) + distance + 1.0) + peaks["y"]
+    order = np.argsort(y, kind="stable")
+    x, y = peaks["x"][order].astype(float), y[order]
+    alone = np.ones(len(peaks), bool)
+    for k in range(1, len(peaks)):
+        near = np.flatnonzero(y[k:] - y[:-k] <= distance)
+        if not len(near):
+            break
+        near = near[np.hypot(x[near + k] - x[near], y[near + k] - y[near]) <= distance]
+        alone[order[near]] = alone[order[near + k]] = False
+    return alone
 
 
 def spread(table: np.ndarray, distance: float) -> np.ndarray:

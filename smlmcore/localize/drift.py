@@ -20,11 +20,14 @@ segments to choose.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numba
 import numpy as np
 import scipy
+
+from ..threads import share
 
 TORUS = 256
 SEGMENTS = 24  # of the start, at most
@@ -34,6 +37,9 @@ BANDS = 32  # of rows of the grid, for threads
 BLOCK = 4096  # localizations that a thread takes at a time
 CONTRAST = 0.1  # of the density, below which there is nothing that was seen again; see _refine
 FLOOR = 0.05  # density, in units of a localization per cell, below which there is nothing to compare with
+
+
+compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
 class Drift(NamedTuple):
@@ -255,14 +261,14 @@ def _refine(frame, x, y, path, count, cell, step):
     n, blocks = len(x), -(-len(x) // BLOCK)
     u, v = np.empty_like(x), np.empty_like(y)
     reach = np.empty((blocks, 4), np.float32)
-    _move(frame, x, y, path.astype(np.float32), np.float32(1 / cell), u, v, reach)
+    share(partial(_move, frame, x, y, path.astype(np.float32), np.float32(1 / cell), u, v, reach), blocks)
     u -= reach[:, 0].min() - 1
     reach[:, 2:] -= (low := reach[:, 2].min() - 1)
     v -= low
     grid = np.empty((int(v.max()) + 4, int(u.max()) + 4), np.float32)
-    _deposit(u, v, reach, grid)
+    share(partial(_deposit, u, v, reach, grid), BANDS, part=1)
     pull, sums = np.empty((2, n), np.float32), np.zeros((blocks, 4))
-    _scores(u, v, grid, pull, sums)
+    share(partial(_scores, u, v, grid, pull, sums), blocks)
     score = np.zeros((2, path.shape[1]))
     _add(frame, pull, score)
     square, curvature = sums.sum(0).reshape(2, 2)
@@ -290,7 +296,7 @@ def _walk(at: np.ndarray, measured: np.ndarray, noise: np.ndarray, before: float
     return float(np.clip(grown / span if span else before, before / 100, before * 100))
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled
 def _smooth(measured, noise, step):
     """Kalman filter and Rauch-Tung-Striebel smoother of a random walk; infinite noise is no measurement."""
     n = len(measured)
@@ -314,10 +320,10 @@ def _smooth(measured, noise, step):
     return mean, variance
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
-def _move(frame, x, y, path, scale, u, v, reach):
+@compiled
+def _move(frame, x, y, path, scale, u, v, reach, begin, end):
     """Corrected coordinates in cells, and for each block the least and largest of both."""
-    for block in numba.prange(len(reach)):
+    for block in range(begin, end):
         left = bottom = np.float32(np.inf)
         right = top = np.float32(-np.inf)
         for k in range(block * BLOCK, min((block + 1) * BLOCK, len(x))):
@@ -337,11 +343,11 @@ def _spline(t):
     return a, b, np.float32(1) - a - b - d, d
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
-def _deposit(u, v, reach, grid):
+@compiled
+def _deposit(u, v, reach, grid, begin, end):
     """Add each localization to the grid; a band of rows has one owner, who adds in the order of the table."""
     rows = grid.shape[0]
-    for band in numba.prange(BANDS):
+    for band in range(begin, end):
         first, last = rows * band // BANDS, rows * (band + 1) // BANDS
         grid[first:last] = 0
         for block in range(len(reach)):
@@ -363,14 +369,14 @@ def _deposit(u, v, reach, grid):
                         grid[line, column + 2] += w * d
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
-def _scores(u, v, grid, pull, sums):
+@compiled
+def _scores(u, v, grid, pull, sums, begin, end):
     """Score of each localization in cells, the density's share of the localization itself taken off.
 
     `sums` (blocks, 4): of the squares in x, y, and of the curvatures -d² log rho in x, y.
     """
     one, half, floor = np.float32(1), np.float32(0.5), np.float32(FLOOR)
-    for block in numba.prange(len(sums)):
+    for block in range(begin, end):
         xx = yy = cx = cy = 0.0
         for k in range(block * BLOCK, min((block + 1) * BLOCK, len(u))):
             row, column = int(v[k]), int(u[k])
@@ -412,7 +418,7 @@ def _scores(u, v, grid, pull, sums):
         sums[block, 0], sums[block, 1], sums[block, 2], sums[block, 3] = xx, yy, cx, cy
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled
 def _add(frame, pull, score):
     for k in range(len(frame)):
         score[0, frame[k]] += pull[0, k]

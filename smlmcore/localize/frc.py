@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numba
 import numpy as np
 import scipy
+
+from ..threads import share
 
 THRESHOLD = 1 / 7  # fixed, as in Nieuwenhuizen et al. 2013
 LARGEST = 1 << 25  # pixels of the images that are transformed, at most
@@ -65,7 +69,7 @@ def frc(
     _halves(x, y, half[(frame - first) * blocks // (last - first + 1)], zoom, *size, image)
     pair = scipy.fft.fft2(image.view(np.complex64)[..., 0], overwrite_x=True, workers=-1)
     rings = min(side) // 2
-    cross, first_power, second_power, count = _rings(pair, rings)
+    cross, first_power, second_power, count = _by_tiles(partial(_rings, pair), 4, rings)
     power = np.sqrt(first_power * second_power)
     curve = np.divide(cross, power, out=np.zeros(rings), where=power > 0)
     frequency = np.arange(rings) * zoom / min(side)
@@ -88,7 +92,7 @@ def decorrelation(image: np.ndarray, zoom: float = 1.0, filters: int = 10) -> Re
     window = np.outer(*(np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 0.5 for n in (h, w))).astype(np.float32)
     spectrum = scipy.fft.rfft2((image - image.mean()) * window, workers=-1)
     rings = min(h, w) // 2
-    amplitude, power, count = (sums[1:] for sums in _spectrum(spectrum, w, rings))
+    amplitude, power, count = _by_tiles(partial(_spectrum, spectrum, w), 3, rings)[:, 1:]
     q = np.arange(1, rings)
     best, found = 0.0, None
     for width in [None, *np.geomspace(1, rings / 4, filters)]:
@@ -130,7 +134,14 @@ def _crossing(frequency: np.ndarray, curve: np.ndarray, count: np.ndarray) -> tu
     return float(1 / q), float(noise / max(slope, 1e-12) / q**2)
 
 
-@numba.njit(cache=True, error_model="numpy")
+def _by_tiles(add: Callable[..., None], kinds: int, rings: int) -> np.ndarray:
+    """Sums (kinds, rings) that `add` makes of TILES parts, each for itself, so that threads do not matter."""
+    sums = np.zeros((TILES, kinds, rings))
+    share(partial(add, sums), TILES)
+    return sums.sum(0)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _halves(x, y, half, zoom, h, w, image):
     """Histograms of both halves, side by side."""
     for k in range(len(x)):
@@ -139,13 +150,12 @@ def _halves(x, y, half, zoom, h, w, image):
             image[int(v), int(u), half[k]] += 1
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
-def _spectrum(half, w, rings):
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _spectrum(half, w, sums, begin, end):
     """Sums over rings of |F|, |F|² and their number, from the transform of a real image `w` wide."""
-    h = len(half)
-    sums = np.zeros((TILES, 3, rings))
+    h, rings = len(half), sums.shape[2]
     side = min(h, w)
-    for tile in numba.prange(TILES):
+    for tile in range(begin, end):
         for i in range(h * tile // TILES, h * (tile + 1) // TILES):
             fy = (i if 2 * i <= h else i - h) * side / h
             for j in range(half.shape[1]):
@@ -157,17 +167,14 @@ def _spectrum(half, w, rings):
                     sums[tile, 0, ring] += twice * np.sqrt(power)
                     sums[tile, 1, ring] += twice * power
                     sums[tile, 2, ring] += twice
-    total = sums.sum(0)
-    return total[0], total[1], total[2]
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
-def _rings(pair, rings):
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _rings(pair, sums, begin, end):
     """Sums over rings of F1 F2*, |F1|², |F2|² and their number, from the transform of the image 1 + i (image 2)."""
     h, w = pair.shape
-    sums = np.zeros((TILES, 4, rings))
-    side = min(h, w)
-    for tile in numba.prange(TILES):
+    rings, side = sums.shape[2], min(h, w)
+    for tile in range(begin, end):
         for i in range(h * tile // TILES, h * (tile + 1) // TILES):
             fy = (i if 2 * i <= h else i - h) * side / h
             for j in range(w // 2 + 1):
@@ -182,5 +189,3 @@ def _rings(pair, rings):
                     sums[tile, 1, ring] += twice * (ar * ar + ai * ai)
                     sums[tile, 2, ring] += twice * (br * br + bi * bi)
                     sums[tile, 3, ring] += twice
-    total = sums.sum(0)
-    return total[0], total[1], total[2], total[3]

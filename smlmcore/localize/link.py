@@ -13,6 +13,7 @@ import numba
 import numpy as np
 
 REACH = 3.0  # an uncertainty counts as at most this many times the median, so that one bad fit does not gather others
+ERRORS = {"x": "lpx", "y": "lpy", "z": "lpz"}  # what weighs what
 GRID = 2048  # cells of the spatial hash along an axis, at most; beyond that it wraps around
 
 
@@ -98,7 +99,7 @@ def on_time(events: np.ndarray, frames: int) -> OnTime:
     return OnTime(float(mean), float(mean**2 * np.sqrt(p / (trials * (1 - p)))))
 
 
-@numba.njit(cache=True, error_model="numpy")
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _link(frame, x, y, square, scale, gap, event):
     """Fill `event`; returns their number.  Rows are sorted by frame; cells of the hash are twice the longest link."""
     n = len(frame)
@@ -153,51 +154,25 @@ def _link(frame, x, y, square, scale, gap, event):
 def _events(rows: np.ndarray, event: np.ndarray, n: int) -> np.ndarray:
     """The table of events from rows sorted by frame."""
     names = [name for name in rows.dtype.names if name not in ("frame", "count", "length")]
-    errors = {"x": "lpx", "y": "lpy", "z": "lpz"}
-    weighted = [name for name in names if errors.get(name) in names]
-    summed = [name for name in names if name == "photons"]
-    others = [name for name in names if name not in weighted + summed]
-    values = np.stack([rows[name].astype(np.float32) for name in weighted + summed + others])
-    weights = np.stack(
-        [rows[errors[name]].astype(np.float32) for name in weighted] or [np.empty(len(rows), np.float32)]
-    )
-    total, weight = np.zeros((len(values), n)), np.zeros((len(weights), n))
-    count, first, last = (np.zeros(n, np.int64) for _ in range(3))
-    frame = rows["frame"].astype(np.int64)
-    _gather(event, frame, values, weights, len(weighted), total, weight, count, first, last)
     kinds = [(name, rows.dtype[name] if rows.dtype[name].kind == "f" else np.float32) for name in names]
     out = np.empty(n, [("frame", rows.dtype["frame"]), *kinds, ("count", np.int32), ("length", np.int32)])
+    frame, count = rows["frame"].astype(np.int64), np.bincount(event, minlength=n)
+    first, last = np.empty((2, n), np.int64)
+    last[event] = frame  # the last one assigned stays
+    first[event[::-1]] = frame[::-1]
     out["frame"], out["count"], out["length"] = first, count, last - first + 1
-    weight[weight == 0] = np.nan  # a parameter at its bound has no error
-    for i, name in enumerate(weighted):
-        out[name] = total[i] / weight[i]
-    for i, name in enumerate(summed + others, len(weighted)):
-        out[name] = total[i] / (1 if name in summed else count)
-    for i, name in enumerate(weighted):
-        out[errors[name]] = 1 / np.sqrt(weight[i])
+    weighted = {name: error for name, error in ERRORS.items() if name in names and error in names}
+    for name in [name for name in names if name not in weighted.values()]:
+        column = rows[name].astype(np.float32)
+        if error := weighted.get(name):
+            known = rows[error].astype(np.float32)
+            # an error of 0 or NaN says nothing: the row counts as one of a pixel
+            weight = 1 / np.where(known > 0, known * known, 1).astype(float)
+            total = np.bincount(event, weight, n).astype(float)
+            total[total == 0] = np.nan  # a parameter at its bound has no error
+            out[name], out[error] = np.bincount(event, weight * column, n) / total, 1 / np.sqrt(total)
+        else:
+            out[name] = np.bincount(event, column, n) / (1 if name == "photons" else count)
     if "photons_error" in names:
         out["photons_error"] *= np.sqrt(count)
     return out
-
-
-@numba.njit(cache=True, parallel=True, error_model="numpy")
-def _gather(event, frame, values, errors, weighted, total, weight, count, first, last):
-    """Sums of `values` by event, the first `weighted` of them with weights 1 / errors²; a column for each thread."""
-    for column in numba.prange(len(values) + 1):
-        if column == len(values):
-            for k in range(len(event)):
-                e = event[k]
-                if count[e] == 0:
-                    first[e] = frame[k]
-                last[e] = frame[k]
-                count[e] += 1
-        elif column < weighted:
-            for k in range(len(event)):
-                error = errors[column, k]
-                # an error of 0 or NaN says nothing: the row counts as one of a pixel
-                w = 1 / (float(error) * error) if error > 0 else 1.0
-                total[column, event[k]] += w * values[column, k]
-                weight[column, event[k]] += w
-        else:
-            for k in range(len(event)):
-                total[column, event[k]] += values[column, k]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import scipy
 
 from ..files import atomic
+from ..threads import share
 
 BANDS = 32  # of rows of the image: threads never write to the same one, and the order of additions is always the same
 FARTHEST = 4.0  # standard deviations at which a Gaussian ends
@@ -205,7 +207,7 @@ def _spread(rows, x, y, shape, zoom, blur, weights) -> np.ndarray:
     starts = np.searchsorted(band[order], np.arange(BANDS + 1))
     weights = np.ones(1, np.float32) if weights is None else weights[order]
     if blur == "shifted":
-        _triangles(x[order], y[order], weights, starts, image)
+        share(partial(_triangles, x[order], y[order], weights, starts, image), BANDS, part=1)
         return image
     if not {"lpx", "lpy"} <= set(rows.dtype.names):
         raise ValueError('render got blur "own" for a table without lpx, lpy; give a number of pixels instead')
@@ -217,7 +219,7 @@ def _spread(rows, x, y, shape, zoom, blur, weights) -> np.ndarray:
         own = np.where(np.isfinite(own), own, np.float32(usual))
         sigma.append(np.clip(own, 0.5, max(0.5, 10 * usual)).astype(np.float32)[order])
     farthest = int(FARTHEST * float(sigma[1].max(initial=0.5))) + 1
-    _gaussians(x[order], y[order], sigma[0], sigma[1], weights, starts, farthest, image)
+    share(partial(_gaussians, x[order], y[order], *sigma, weights, starts, farthest, image), BANDS, part=1)
     return image
 
 
@@ -227,12 +229,12 @@ def _bands_near(first, last, farthest, h):
     return max(0, int((first - farthest) * BANDS / h) - 1), min(BANDS, int((last + farthest) * BANDS / h) + 2)
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
-def _gaussians(x, y, sigma_x, sigma_y, weights, starts, farthest, image):
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _gaussians(x, y, sigma_x, sigma_y, weights, starts, farthest, image, begin, end):
     """Add Gaussians; a band of rows has one owner, who takes all that reach into it."""
     h, w = image.shape
     one, half = np.float32(1), np.float32(0.5)
-    for band in numba.prange(BANDS):
+    for band in range(begin, end):
         first, last = -(-h * band // BANDS), -(-h * (band + 1) // BANDS)
         column = np.empty(w, np.float32)
         low, high = _bands_near(first, last, farthest, h)
@@ -264,10 +266,10 @@ def _gaussians(x, y, sigma_x, sigma_y, weights, starts, farthest, image):
                     image[i, j] += e * column[j]
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
-def _triangles(x, y, weights, starts, image):
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _triangles(x, y, weights, starts, image, begin, end):
     h, w = image.shape
-    for band in numba.prange(BANDS):
+    for band in range(begin, end):
         first, last = -(-h * band // BANDS), -(-h * (band + 1) // BANDS)
         low, high = _bands_near(first, last, 1, h)
         for k in range(starts[low], starts[high]):

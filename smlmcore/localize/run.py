@@ -6,17 +6,16 @@ The chunks (`chunks`) make the table; what follows from it, and the files, are i
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from .. import data, fit
-from ..layers import keep_freed
-from ..psf import Gaussian2D, load
+from ..memory import keep_freed
+from ..psf import Gaussian2D
 from ..psf.base import PSF
 from .believe import believe
 from .chunks import (
@@ -36,7 +35,6 @@ from .chunks import (
 )
 from .finder import false_positives as rate_of
 from .finder import threshold_for
-from .network import Network
 from .results import follow, keep, write
 from .score import score
 from .source import Source, truth_of
@@ -102,7 +100,10 @@ def run(
     if folder.is_file():
         raise data.DataError(f"{folder} is a file; expected a folder for the results")
     calibration = psf if isinstance(psf, str | os.PathLike) else None
-    psf = load(psf) if calibration is not None else psf
+    if calibration is not None:
+        from ..psf import load
+
+        psf = load(calibration)
     known = psf is None or isinstance(psf, Gaussian2D) or learn or model is not None  # to the network
     check(psf, known, sigma, box, threshold, gap, zoom, method, model, learn, workers)
     method = method if known else "fit"
@@ -200,6 +201,8 @@ def check(
         if not good:
             raise ValueError(f"localize got {name}={value!r}; expected {expected}")
     if model is not None:
+        from .network import Network
+
         taught = Network.load(model).prior.psf  # an error as well
         if psf is not None and type(psf) is not type(taught):
             raise data.DataError(
@@ -211,16 +214,25 @@ def localize(
     plan: Plan, source: Source, todo: Sequence[int], workers: int | None, scheduler: str | None, quiet: bool
 ) -> tuple[np.ndarray, float]:
     """The table of all chunks, of which those in `todo` are still to be done, and the width of the PSF."""
-    frames = source.shape[0]
-    first = "compiling, once (about a minute)" if todo and not compiled_before() else LOCALIZING
-    with tqdm(total=frames, desc=first, unit="frame", disable=True if quiet else None) as bar:
-        bar.update(frames - sum(b - a for a, b in (plan.chunks[n] for n in todo)))
-        bar.unpause()
-        for number in compute(plan, source, todo, workers, scheduler):
-            begin, end = plan.chunks[number]
-            bar.set_description(LOCALIZING, refresh=False)
-            bar.update(end - begin)
+    chunks = compute(plan, source, todo, workers, scheduler)
+    for _ in chunks if quiet else shown(plan, todo, chunks):
+        pass
     return gather(plan), float(np.load(plan.usual)[0])
+
+
+def shown(plan: Plan, todo: Sequence[int], chunks: Iterable[int]) -> Iterator[int]:
+    """The numbers of the `chunks` that are done, as they come, with a bar of the frames."""
+    from tqdm import tqdm
+
+    first = "compiling, once (about a minute)" if todo and not compiled_before() else LOCALIZING
+    sizes = [b - a for a, b in plan.chunks]
+    with tqdm(total=sum(sizes), desc=first, unit="frame", disable=None) as bar:
+        bar.update(sum(sizes) - sum(sizes[n] for n in todo))
+        bar.unpause()
+        for number in chunks:
+            bar.set_description(LOCALIZING, refresh=False)
+            bar.update(sizes[number])
+            yield number
 
 
 def about(source: Source, paths: Sequence[str | os.PathLike[str]], table: np.ndarray) -> dict[str, Any]:

@@ -17,13 +17,17 @@ All take `loss(prediction, data, variance)` with a read-noise variance for all o
 (1, 2, 2)
 """
 
-from .counts import Counts, Floor, noise_floor
-from .emccd import EMCCD
-from .limit import SelfLimiting
-from .mixture import Mixture
-from .pixel import L2, MSE, GaussianNLL, PoissonWeighted
+from ..lazy import lazily
 from .poisson_gaussian import PoissonGaussian, deviance, poisson_gaussian, slope
 
+__getattr__, __dir__ = lazily(
+    __name__,
+    counts="Counts Floor noise_floor",
+    emccd="EMCCD",
+    limit="SelfLimiting",
+    mixture="Mixture",
+    pixel="L2 MSE GaussianNLL PoissonWeighted",
+)
 __all__ = [
     "EMCCD",
     "L2",

@@ -20,7 +20,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from scipy.special import i0e, i1e, logsumexp
+import scipy
 
 from .. import kernel
 from ..autograd import op
@@ -50,8 +50,8 @@ def _reference_pixel(mu, d, v):
 
     def density(y):
         z, common = 2 * np.sqrt(mu * y), -((np.sqrt(y) - np.sqrt(mu)) ** 2)
-        p = common + np.log(np.maximum(i1e(z), 1e-300)) + 0.5 * np.log(np.maximum(mu, 1e-300) / y)
-        return np.where(z < 1e-8, common + np.log(max(mu, 1e-300)), p), common + np.log(i0e(z))
+        p = common + np.log(np.maximum(scipy.special.i1e(z), 1e-300)) + 0.5 * np.log(np.maximum(mu, 1e-300) / y)
+        return np.where(z < 1e-8, common + np.log(max(mu, 1e-300)), p), common + np.log(scipy.special.i0e(z))
 
     if v == 0:
         if d <= 0:
@@ -63,8 +63,8 @@ def _reference_pixel(mu, d, v):
     y, w = low + (high - low) / 2 * (nodes + 1), weights * (high - low) / 2
     p, q = density(y)
     normal = -((d - y) ** 2) / (2 * v)
-    total = np.logaddexp(-mu - d * d / (2 * v), logsumexp(p + normal, b=w))
-    score = logsumexp(q + normal, b=w)
+    total = np.logaddexp(-mu - d * d / (2 * v), scipy.special.logsumexp(p + normal, b=w))
+    score = scipy.special.logsumexp(q + normal, b=w)
     return 0.5 * (LOG_TAU + math.log(v)) - total, 1 - math.exp(min(score - total, 700.0))
 
 

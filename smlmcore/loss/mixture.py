@@ -17,7 +17,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from scipy.special import logsumexp
+import scipy
 
 from .. import backend, kernel
 from ..autograd import op
@@ -39,7 +39,7 @@ def _reference(features, truth, start, nats, evidence, slope):
         n, s, v = len(own), p.sum(), (p * q).sum() + FLOOR
         d = (own[:, :, None] - mean) / spread
         t = np.log(p) - np.log(s) - 0.5 * (d**2).sum(1) - np.log(spread).sum(0) - 1.5 * LOG_TAU
-        log = logsumexp(t, axis=1, keepdims=True) if n else np.empty((0, 1))
+        log = scipy.special.logsumexp(t, axis=1, keepdims=True) if n else np.empty((0, 1))
         r = np.exp(t - log)
         evidence[start[i] : start[i + 1]] = log[:, 0]
         nats[i] = 0.5 * (n - s) ** 2 / v + 0.5 * (LOG_TAU + np.log(v)) - log.sum()

@@ -27,7 +27,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from scipy.special import gammaln, logsumexp
+import scipy
 
 from .. import backend, kernel
 from ..autograd import op
@@ -64,8 +64,8 @@ def _reference_pixel(mu, d, v, exact):
     room = 12 * math.sqrt(max(mu, d, 1.0)) + 40
     k = np.arange(max(0.0, math.floor(min(mu, d) - room)), max(mu, d) + room)
     prior = _log_poisson(k, mu)
-    total = logsumexp(prior - (d - k) ** 2 / (2 * v))
-    shifted = logsumexp(prior - (d - 1 - k) ** 2 / (2 * v))
+    total = scipy.special.logsumexp(prior - (d - k) ** 2 / (2 * v))
+    shifted = scipy.special.logsumexp(prior - (d - 1 - k) ** 2 / (2 * v))
     ratio = math.exp(min(shifted - total, math.log(LARGEST[8])))
     return 0.5 * math.log(2 * math.pi * v) - total, 1 - ratio
 
@@ -78,7 +78,7 @@ def _log_poisson(x, mu):
     u = (mu - y) / y
     series = (1 / 12 - (1 / 360 - (1 / 1260 - (1 / 1680 - 1 / 1188 / y**2) / y**2) / y**2) / y**2) / y
     large = -0.5 * np.log(2 * np.pi * y) - series - y * (u - np.log1p(u))
-    return np.where(x < 16, x * np.log(mu) - mu - gammaln(x + 1), large)
+    return np.where(x < 16, x * np.log(mu) - mu - scipy.special.gammaln(x + 1), large)
 
 
 def _cpu(prediction, data, variance, exact, nll, slope):

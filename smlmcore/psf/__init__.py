@@ -3,12 +3,17 @@
 A new PSF is one file here (formula, reference, numba body, registration) and one in `kernels/`.
 """
 
-from . import zernike
-from .astigmatic import AstigmaticGaussian
-from .base import PSF
-from .elliptic import EllipticGaussian2D
-from .files import load
-from .gaussian import Gaussian2D
-from .pupil import Pupil
-from .retrieval import retrieve
-from .spline import Spline
+from ..lazy import lazily
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    astigmatic="AstigmaticGaussian",
+    base="PSF",
+    elliptic="EllipticGaussian2D",
+    files="load",
+    gaussian="Gaussian2D",
+    pupil="Pupil",
+    retrieval="retrieve",
+    spline="Spline",
+    zernike="",
+)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from scipy.special import erf
+import scipy
 
 from .. import backend, kernel
 from ..autograd import op
@@ -33,7 +33,7 @@ def _axis(centre: Any, sigma: Any, size: int) -> tuple[Any, Any, Any]:
     c, s = np.asarray(centre, float)[..., None], np.asarray(sigma, float)[..., None]
     u = (np.arange(size + 1) - 0.5 - c) / s
     f = np.exp(-0.5 * u**2) / math.sqrt(2 * math.pi)
-    value = np.diff(0.5 * erf(u / math.sqrt(2)), axis=-1)
+    value = np.diff(0.5 * scipy.special.erf(u / math.sqrt(2)), axis=-1)
     return value, -np.diff(f, axis=-1) / s, -np.diff(u * f, axis=-1) / s
 
 

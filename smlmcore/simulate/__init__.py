@@ -11,11 +11,16 @@
 ([(6, 32, 40)], ('frame', 'x', 'y'))
 """
 
-from .blinking import Blinking
-from .config import from_config
-from .isolated import blinking_movie, filaments
-from .movie import Movie, random_field, spots
-from .structures import from_image, from_table, grid, label, lines, nuclear_pores, points, rings, siemens_star
+from ..lazy import lazily
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    blinking="Blinking",
+    config="from_config",
+    isolated="blinking_movie filaments",
+    movie="Movie random_field spots",
+    structures="from_image from_table grid label lines nuclear_pores points rings siemens_star",
+)
 
 __all__ = [
     "Blinking",

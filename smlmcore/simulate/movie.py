@@ -11,7 +11,7 @@ import numpy as np
 
 from ..camera import Camera
 from ..data import table
-from ..psf import Gaussian2D, Pupil
+from ..psf import Gaussian2D
 from ..psf.base import PSF
 from .blinking import Blinking
 
@@ -203,6 +203,8 @@ def spots(
     labels = {name: rng.uniform(*ranges[name], count) for name in psf.names}
     labels["photons"] = np.where(rng.random(count) < drop_out, 0.0, labels["photons"])
     if zernike:
+        from ..psf import Pupil
+
         if not isinstance(psf, Pupil):
             raise ValueError(f"spots got zernike and a PSF of {type(psf).__name__}; only psf.Pupil has them")
         labels["zernike"] = np.stack([rng.uniform(*limits, count) for limits in zernike.values()], 1)

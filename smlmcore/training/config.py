@@ -87,7 +87,7 @@ def _part(kind: str, settings: Any, usual: Mapping[str, Any]) -> Any:
     room = import_module(f"..{ROOMS[kind]}", __package__)
     found = getattr(room, str(name), None)
     if not inspect.isclass(found):
-        classes = sorted(k for k, v in vars(room).items() if inspect.isclass(v) and not k.startswith("_"))
+        classes = sorted(k for k in dir(room) if inspect.isclass(getattr(room, k)) and not k.startswith("_"))
         raise ValueError(f"{kind} got class {name!r}; expected one of {', '.join(classes)}")
     if "file" in settings and hasattr(found, "load"):
         return _made(name, found.load, {"path": settings.pop("file"), **settings})
