@@ -120,20 +120,20 @@ compiled = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"re
 def _levels(frames, b, spread, scale, step, level, begin, end):
     """Of each frame by how much of the background `b` (m, h / step, w / step) it is brighter."""
     n, m, h, w = len(frames), *b.shape
+    one, cut, zero = np.float32(1), np.float32(1.5), np.float32(0)
+    few = np.empty(h * w, np.float32)
     for i in range(begin, end):
-        part, found, few = i * m // n, np.float32(0), np.empty((h, w), np.float32)
+        part, found = i * m // n, zero
         for y in range(h):
             for x in range(w):
-                few[y, x] = frames[i, y * step, x * step]
+                few[y * w + x] = frames[i, y * step, x * step]
+        behind, most = b[part].reshape(-1), spread[part].reshape(-1)
         for _ in range(12):
-            total = 0.0
-            for y in range(h):
-                data, behind, most, line = few[y], b[part, y], spread[part, y], np.float32(0)
-                for x in range(w):
-                    rest, limit = data[x] - behind[x] * (np.float32(1) + found), np.float32(1.5) * most[x]
-                    rest = limit if rest > limit else -limit if rest < -limit else rest
-                    line += rest if abs(rest) <= limit else np.float32(0)  # NaN says nothing
-                total += line
+            total = zero
+            for p in range(h * w):
+                rest, limit = few[p] - behind[p] * (one + found), cut * most[p]
+                rest = limit if rest > limit else -limit if rest < -limit else rest
+                total += rest if abs(rest) <= limit else zero  # NaN says nothing
             found += np.float32(total / (h * w) / scale[part])
         level[i] = found
 
@@ -173,15 +173,15 @@ def _clipped(frames, usual, variance, level, begin, end):
         level[i, j] = b
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled
 def _cover(free, frame, y, x, radius):
     """Take the discs around peaks out of `free`."""
     h, w = free.shape[1:]
     for p in range(len(x)):
         for i in range(max(0, y[p] - radius), min(h, y[p] + radius + 1)):
-            for j in range(max(0, x[p] - radius), min(w, x[p] + radius + 1)):
-                if (i - y[p]) ** 2 + (j - x[p]) ** 2 <= radius * radius:
-                    free[frame[p], i, j] = False
+            half = int(np.sqrt(radius * radius - (i - y[p]) ** 2))
+            for j in range(max(0, x[p] - half), min(w, x[p] + half + 1)):
+                free[frame[p], i, j] = False
 
 
 @compiled

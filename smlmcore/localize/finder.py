@@ -80,8 +80,8 @@ def find(
     weights = xp.asarray(taps(sigma), np.float32)
     scale = xp.empty_like(noise)
     scale_kernel(noise, weights, out=scale)
-    # what is skewed to the right needs a higher value: none below this one can do
-    lowest = xp.asarray([0.8 * threshold], np.float32)
+    # what is skewed to the right needs a higher value (if above one standard deviation): none below this one can do
+    lowest = xp.asarray([0.99 * threshold], np.float32)
     seek = _seek_on_cpu if xp is np else _seek_by_kernels
     most = 256
     while True:
