@@ -6,10 +6,10 @@ import ctypes
 import os
 from functools import cache
 
-TRIM, MAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
+TRIM, MAP, ARENAS = -1, -3, -8  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD and M_ARENA_MAX of glibc's malloc.h
 KEEP = 512 << 20  # bytes that may stay free: the arrays of one step of a large U-Net
 LARGEST = 32 << 20  # bytes of an array, the most that glibc takes here; larger ones are mapped one by one
-SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES")
 
 
 @cache
@@ -17,9 +17,10 @@ def keep_freed() -> bool:
     """Let glibc's `malloc` keep up to `KEEP` freed bytes for later arrays, from now on; True if it does.
 
     By itself it returns large arrays to the system, which then has to clear each page again when it is next touched,
-    in one thread at a time; steps and inference of small networks gain most, a factor of 1.6.  It holds for the whole
-    process and cannot be undone, so nothing calls it but `training.Trainer` and who has a loop of their own.  Who has
-    set glibc's own variables, for example MALLOC_TRIM_THRESHOLD_, keeps them.  Other C libraries are left as they are.
+    in one thread at a time; steps and inference of small networks gain most, a factor of 1.6.  And what one thread has
+    freed, the others may use, which by itself each keeps for its own.  It holds for the whole process and cannot be
+    undone, so nothing calls it but `training.Trainer` and who has a loop of their own.  Who has set glibc's own
+    variables, for example MALLOC_TRIM_THRESHOLD_, keeps them.  Other C libraries are left as they are.
 
     >>> keep_freed() == keep_freed()
     True
@@ -31,4 +32,4 @@ def keep_freed() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, ValueError):
         return False
-    return bool(mallopt(MAP, LARGEST) and mallopt(TRIM, KEEP))
+    return bool(mallopt(MAP, LARGEST) and mallopt(TRIM, KEEP) and mallopt(ARENAS, 1))

@@ -103,7 +103,7 @@ def test_false_positives_come_at_the_rate_asked_for(kind):
     frames = rng.poisson(np.broadcast_to(mean, (n, *shape))) + rng.normal(0, 1, (n, *shape)) * np.sqrt(variance)
     found = finder.find(frames, background(frames, variance), variance, false_positives=rate)
     assert 0.8 * rate < len(found) / n < 1.2 * rate  # 22 false positives in 500 are a standard deviation
-    table, _ = keep(localize_frames(frames, variance, false_positives=rate), frames.shape)
+    table, _ = keep([localize_frames(frames, variance, false_positives=rate)], frames.shape)
     assert 0.8 * rate < len(table) / n < 1.2 * rate  # in the end, too
 
 

@@ -19,6 +19,7 @@ import yaml
 from ..camera import Camera
 from ..camera.model import LIMITS, allowed
 from ..files import DataError, atomic
+from .pages import even
 
 USUAL = {"qe": 1.0, "spurious_charge": 0.0}
 NAMESPACE = "smlmcore/camera"  # marks our annotation in OME-XML
@@ -208,14 +209,18 @@ def _open_tiff(path: Path) -> Movie:
         try:
             with _tifffile_log() as messages:
                 tif = stack.enter_context(tifffile.TiffFile(path))
-                series, camera = tif.series, _tiff_camera(tif)
-                first, offset = series[0], series[0].dataoffset
+                camera, count = _tiff_camera(tif), 1
+                if found := even(tif):
+                    (sizes, axes, offset), kind = found, tif.pages[0].dtype
+                else:
+                    first, count = tif.series[0], len(tif.series)
+                    sizes, axes, offset, kind = first.shape, first.axes, first.dataoffset, first.dtype
             if any(sign in m for m in messages for sign in BROKEN_SIGNS):
                 raise DataError(broken)
-            shape = _movie_shape(path, first.shape, first.axes)
-            if first.dtype is None or first.dtype.kind not in "buif":
-                raise DataError(f"{path}: has pixels of {first.dtype}; expected integers or real numbers")
-            dtype = first.dtype.newbyteorder(tif.byteorder)
+            shape = _movie_shape(path, sizes, axes)
+            if kind is None or kind.kind not in "buif":
+                raise DataError(f"{path}: has pixels of {kind}; expected integers or real numbers")
+            dtype = kind.newbyteorder(tif.byteorder)
             size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
             if offset is not None and offset + size > path.stat().st_size:
                 raise DataError(broken)
@@ -223,8 +228,8 @@ def _open_tiff(path: Path) -> Movie:
             raise
         except Exception as error:  # tifffile raises struct.error, IndexError, KeyError and more on damaged files
             raise DataError(f"{broken} ({type(error).__name__}: {' '.join(str(error).split())})") from error
-        several = f"{path}: holds {len(series)} series of images; only the first is read"
-        warnings = (several,) if len(series) > 1 else ()
+        several = f"{path}: holds {count} series of images; only the first is read"
+        warnings = (several,) if count > 1 else ()
         if offset is not None:
             return Movie(path, shape, dtype, contiguous(path, dtype, offset, shape), camera, warnings)
         stack.pop_all()  # pages are decoded one by one from the open file

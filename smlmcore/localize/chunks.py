@@ -298,10 +298,9 @@ def some_frames(source: Source) -> np.ndarray:
     return np.concatenate(few) if few else np.empty(source.shape, np.float32)
 
 
-def gather(plan: Plan) -> np.ndarray:
-    """The tables of all chunks."""
-    tables = [np.load(plan.file(n)) for n in range(len(plan.chunks))]
-    return np.concatenate(tables) if tables else as_table(None, psf_of(plan))
+def gather(plan: Plan) -> list[np.ndarray]:
+    """The tables of all chunks, at least one."""
+    return [np.load(plan.file(n)) for n in range(len(plan.chunks))] or [as_table(None, psf_of(plan))]
 
 
 def describe(psf: PSF | None) -> dict[str, Any] | None:

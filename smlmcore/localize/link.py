@@ -59,8 +59,7 @@ def link(
         square = np.minimum(square, REACH**2 * (np.median(good) if good.size else 1)) * np.float32(sigmas**2)
     else:
         square = np.full(len(rows), radius**2 / 2, np.float32)
-    square[~(np.isfinite(x) & np.isfinite(y))] = np.nan
-    x, y, square = (np.nan_to_num(v, posinf=np.nan, neginf=np.nan) for v in (x, y, square))
+    square[~(np.isfinite(x) & np.isfinite(y) & np.isfinite(square))] = 0  # such rows are left alone
     farthest = float(np.sqrt(2 * square.max(initial=1e-12)))
     event = np.empty(len(rows), np.int64)
     n = _link(frame, x, y, square, np.float32(1 / (2 * max(farthest, 1e-6))), int(gap), event)

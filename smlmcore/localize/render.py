@@ -65,7 +65,8 @@ def render(
     inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)  # False for NaN
     weights = None if weights is None else np.asarray(weights, np.float32)[inside]
     if isinstance(blur, str):
-        return _spread(table[inside], x[inside], y[inside], (h, w), zoom, blur, weights)
+        errors = [table[name][inside] for name in ("lpx", "lpy") if name in table.dtype.names]
+        return _spread(x[inside], y[inside], errors, (h, w), zoom, blur, weights)
     index = y[inside].astype(np.int64) * w + x[inside].astype(np.int64)
     image = np.bincount(index, weights, minlength=h * w).reshape(h, w).astype(np.float32)
     if blur is None:
@@ -198,7 +199,7 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
     return (np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _spread(rows, x, y, shape, zoom, blur, weights) -> np.ndarray:
+def _spread(x, y, errors, shape, zoom, blur, weights) -> np.ndarray:
     """Image of spots of their own width, or of triangles."""
     image = np.zeros(shape, np.float32)
     x, y = x.astype(np.float32) - np.float32(0.5), y.astype(np.float32) - np.float32(0.5)
@@ -209,14 +210,15 @@ def _spread(rows, x, y, shape, zoom, blur, weights) -> np.ndarray:
     if blur == "shifted":
         share(partial(_triangles, x[order], y[order], weights, starts, image), BANDS, part=1)
         return image
-    if not {"lpx", "lpy"} <= set(rows.dtype.names):
+    if len(errors) < 2:
         raise ValueError('render got blur "own" for a table without lpx, lpy; give a number of pixels instead')
     sigma = []
-    for name in ("lpx", "lpy"):
-        own = rows[name].astype(np.float32) * np.float32(zoom)
-        usual = float(np.median(own[np.isfinite(own)])) if np.isfinite(own).any() else 1.0
+    for error in errors:
+        own = error.astype(np.float32) * np.float32(zoom)
+        known = np.isfinite(own)
+        usual = float(np.median(own[known])) if known.any() else 1.0
         # what is not known at all would cover the image: it has the usual width, and none more than ten times it
-        own = np.where(np.isfinite(own), own, np.float32(usual))
+        own[~known] = usual
         sigma.append(np.clip(own, 0.5, max(0.5, 10 * usual)).astype(np.float32)[order])
     farthest = int(FARTHEST * float(sigma[1].max(initial=0.5))) + 1
     share(partial(_gaussians, x[order], y[order], *sigma, weights, starts, farthest, image), BANDS, part=1)
@@ -236,7 +238,7 @@ def _gaussians(x, y, sigma_x, sigma_y, weights, starts, farthest, image, begin, 
     one, half = np.float32(1), np.float32(0.5)
     for band in range(begin, end):
         first, last = -(-h * band // BANDS), -(-h * (band + 1) // BANDS)
-        column = np.empty(w, np.float32)
+        column, line = np.empty(w, np.float32), np.empty(2 * farthest + 1)
         low, high = _bands_near(first, last, farthest, h)
         for k in range(starts[low], starts[high]):
             reach = int(np.float32(FARTHEST) * sigma_y[k])
@@ -254,14 +256,14 @@ def _gaussians(x, y, sigma_x, sigma_y, weights, starts, farthest, image, begin, 
                 norm += e
                 if 0 <= j < w:
                     column[j] = e
-            total = np.float32(0)
-            for i in range(int(y[k] + half) - reach, int(y[k] + half) + reach + 1):
-                d = i - y[k]
-                total += np.exp(-ay * d * d)
+            total, start = np.float32(0), int(y[k] + half) - reach
+            for i in range(2 * reach + 1):
+                d = start + i - y[k]
+                line[i] = np.exp(-ay * d * d)
+                total += line[i]
             scale = (weights[k] if len(weights) > 1 else weights[0]) * one / (norm * total)
             for i in range(top, bottom):
-                d = i - y[k]
-                e = scale * np.exp(-ay * d * d)
+                e = scale * line[i - start]
                 for j in range(max(left, 0), min(right, w)):
                     image[i, j] += e * column[j]
 

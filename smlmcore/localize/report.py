@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from ..data import take
 from ..psf.base import PSF
 from .render import scale_bar
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 380, 230, 52, 34, 20
 INK, ACCENT, SECOND, FAINT = "#1f2933", "#0b7285", "#e8590c", "#adb5bd"
 SAMPLES = 8
+SAMPLE = 50_000  # values that tell from where to where a histogram goes
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the browser sees to it
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1f2933;max-width:1240px;margin:2em auto;padding:0 1em;background:#fff}
@@ -40,16 +42,22 @@ svg text{font:11px system-ui,sans-serif;fill:#1f2933;paint-order:stroke;stroke:#
 """
 
 
-def html(report: Mapping[str, Any], found: Any, picture: bytes, samples: Sequence[np.ndarray], camera: Any) -> str:
-    """The page: numbers, image, drift, histograms, sample spots with residuals, resolution."""
-    movie, table = report["movie"], found.raw
-    nm = 1000 * (camera.pixel_size or 1)
+def html(
+    report: Mapping[str, Any],
+    found: Any,
+    charts: Sequence[tuple[str, str]],
+    picture: bytes,
+    samples: Sequence[np.ndarray],
+    pixel_size: float | None,
+) -> str:
+    """The page: numbers, image, drift, the `charts` of the table, sample spots with residuals, resolution."""
+    movie, nm = report["movie"], 1000 * (pixel_size or 1)
     title = ", ".join(movie["files"])
     parts = [f"<h1>{markup.escape(title)}</h1>"]
-    each = (f"<div><b>{markup.escape(v)}</b><span>{markup.escape(n)}</span></div>" for n, v in facts(report, table, nm))
+    each = (f"<div><b>{markup.escape(v)}</b><span>{markup.escape(n)}</span></div>" for n, v in facts(report, nm))
     parts.append(f'<div class="facts">{"".join(each)}</div>')
     parts += [f'<p class="warning">{markup.escape(w)}</p>' for w in report["warnings"]]
-    bar = scale_bar(found.image.shape[1] * (camera.pixel_size or 1) / report["settings"]["zoom"])
+    bar = scale_bar(found.image.shape[1] * (pixel_size or 1) / report["settings"]["zoom"])
     parts.append(f"<h2>Image</h2><p>Scale bar: {bar:g} µm</p>")
     parts.append(f'<img class="picture" alt="reconstruction" src="{_uri(picture)}">')
     if near := report["model"].get("near_emitters"):
@@ -58,34 +66,14 @@ def html(report: Mapping[str, Any], found: Any, picture: bytes, samples: Sequenc
             f"<p>Frames against their reconstruction: χ² per pixel {near['chi2_per_pixel']:.3f} near the molecules, "
             f"where {near['expected']:.3f} ± {near['error']:.3f} is expected, and {rest:.3f} elsewhere.</p>"
         )
-    charts = []
-    if found.drift is not None:
-        d, frames = found.drift, np.arange(len(found.drift.x))
-        lines = [("x", frames, d.x * nm, ACCENT), ("y", frames, d.y * nm, SECOND)]
-        if found.check is not None:
-            lines += [("", frames, v * nm, FAINT) for v in (found.check.x, found.check.y)]
-        charts.append(("Drift (grey: cross-correlation)", lines_chart(lines, "frame", "nm")))
-    alone = table[table["crowded"] == 0]
-    free = alone[np.isfinite(alone["sigma_error"])] if "sigma_error" in alone.dtype.names else alone
-    for name, rows, label, unit, factor in (
-        ("photons", table, "Photons", "photons", 1), ("background", table, "Background", "photons per pixel", 1),
-        ("lpx", table, "Uncertainty in x", "nm", nm), ("sigma_x", free, "Width of isolated spots", "nm", nm),
-        ("z", table, "Depth", "nm", 1000),
-    ):  # fmt: skip
-        if name in table.dtype.names and len(rows) and np.ptp(rows[name]) > 0:
-            charts.append((label, histogram(rows[name] * factor, unit)))
-    if len(alone):
-        pixels = report["settings"]["box"] ** 2 - 5
-        charts.append((f"χ² of isolated spots (expected: {pixels})", histogram(alone["chi2"], "χ²", mark=pixels)))
-    if len(table):
-        per = np.bincount(table["frame"], minlength=movie["frames"])
-        block = max(1, len(per) // 200)
-        mean = np.add.reduceat(per, np.arange(0, len(per), block)) / np.diff(
-            np.append(np.arange(0, len(per), block), len(per))
-        )
-        charts.append(
-            ("Localizations per frame", lines_chart([("", np.arange(len(mean)) * block, mean, ACCENT)], "frame", ""))
-        )
+    charts = [*charts]
+    path, check, _ = found.moved
+    if path is not None:
+        frames = np.arange(len(path.x))
+        lines = [("x", frames, path.x * nm, ACCENT), ("y", frames, path.y * nm, SECOND)]
+        lines += [("", frames, v * nm, FAINT) for v in (check.x, check.y)]
+        charts.insert(0, ("Drift (grey: cross-correlation)", lines_chart(lines, "frame", "nm")))
+    if len(found.events):
         charts.append(("Events by their number of frames", histogram(found.events["length"], "frames")))
     if found.curve is not None:
         curve, q = found.curve.curve, found.curve.frequency / nm
@@ -111,13 +99,40 @@ def html(report: Mapping[str, Any], found: Any, picture: bytes, samples: Sequenc
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
 
 
-def facts(report: Mapping[str, Any], table: np.ndarray, nm: float) -> list[tuple[str, str]]:
+def charts(table: np.ndarray, frames: int, box: int, pixel_size: float | None) -> list[tuple[str, str]]:
+    """Captions and charts of the `table` of so many `frames`, whose spots were fitted in images of side `box`."""
+    out, nm = [], 1000 * (pixel_size or 1)
+    alone = take(table, table["crowded"] == 0)
+    free = alone[np.isfinite(alone["sigma_error"])] if "sigma_error" in alone.dtype.names else alone
+    for name, rows, label, unit, factor in (
+        ("photons", table, "Photons", "photons", 1), ("background", table, "Background", "photons per pixel", 1),
+        ("lpx", table, "Uncertainty in x", "nm", nm), ("sigma_x", free, "Width of isolated spots", "nm", nm),
+        ("z", table, "Depth", "nm", 1000),
+    ):  # fmt: skip
+        if name in table.dtype.names and len(rows) and np.ptp(rows[name]) > 0:
+            out.append((label, histogram(rows[name] * factor, unit)))
+    if len(alone):
+        pixels = box**2 - 5
+        out.append((f"χ² of isolated spots (expected: {pixels})", histogram(alone["chi2"], "χ²", mark=pixels)))
+    if len(table):
+        per = np.bincount(table["frame"], minlength=frames)
+        block = max(1, len(per) // 200)
+        mean = np.add.reduceat(per, np.arange(0, len(per), block)) / np.diff(
+            np.append(np.arange(0, len(per), block), len(per))
+        )
+        out.append(
+            ("Localizations per frame", lines_chart([("", np.arange(len(mean)) * block, mean, ACCENT)], "frame", ""))
+        )
+    return out
+
+
+def facts(report: Mapping[str, Any], nm: float) -> list[tuple[str, str]]:
     """What one looks for first: (name, value)."""
     numbers = (report["movie"]["frames"], report["localizations"], report["events"]["number"])
     out = [(name, f"{n:,}") for name, n in zip(("frames", "localizations", "events"), numbers, strict=True)]
-    if len(table):
-        out.append(("photons, median", f"{np.median(table['photons']):.0f}"))
-        out.append(("uncertainty in x, median", f"{np.median(table['lpx']) * nm:.1f} nm"))
+    if median := report.get("median"):
+        out.append(("photons, median", f"{median['photons']:.0f}"))
+        out.append(("uncertainty in x, median", f"{median['lpx'] * nm:.1f} nm"))
     if (resolution := report.get("resolution")) and math.isfinite(resolution["frc_nm"]):
         out.append(("resolution (FRC)", f"{resolution['frc_nm']:.0f} nm"))
     if drifted := report.get("drift"):
@@ -132,9 +147,9 @@ def samples(source: Any, table: np.ndarray, psf: PSF) -> list[list[str]]:
     """Image elements of up to SAMPLES spots, from faint to bright: data, model, residual of each."""
     if not len(table):
         return []
-    rows = np.argsort(table["photons"], kind="stable")
-    rows = np.unique(rows[(np.linspace(0.01, 0.99, SAMPLES) * len(rows)).astype(int)])
-    rows = rows[np.argsort(table["photons"][rows], kind="stable")]
+    photons, frames = (np.ascontiguousarray(table[name]) for name in ("photons", "frame"))
+    ranks = (np.linspace(0.01, 0.99, SAMPLES) * len(table)).astype(int)
+    rows = [int((photons == some).argmax()) for some in np.unique(np.partition(photons, ranks)[ranks])]
     out, half = [], 6
     h, w = source.shape[1:]
     read = np.broadcast_to(np.asarray(source.camera.variance, float), (h, w))
@@ -146,7 +161,7 @@ def samples(source: Any, table: np.ndarray, psf: PSF) -> list[list[str]]:
         )
         y0, y1, x0, x1 = max(0, y - half), min(h, y + half + 1), max(0, x - half), min(w, x + half + 1)
         image = source.read(frame, frame + 1)[0][0, y0:y1, x0:x1]
-        near = table[np.searchsorted(table["frame"], frame) : np.searchsorted(table["frame"], frame, "right")]
+        near = table[slice(*np.searchsorted(frames, np.array([frame, frame + 1], frames.dtype)))]
         near = near[(abs(near["x"] - x) < 2 * half) & (abs(near["y"] - y) < 2 * half)]
         values = {n: near[{"sigma": "sigma_x"}.get(n, n)][None].astype(float) for n in psf.names}
         values |= {"x": values["x"] - x0, "y": values["y"] - y0, "background": np.array([float(row["background"])])}
@@ -166,14 +181,14 @@ def samples(source: Any, table: np.ndarray, psf: PSF) -> list[list[str]]:
 
 def histogram(values: np.ndarray, unit: str, mark: float | None = None) -> str:
     """SVG of the counts of `values`, but for a few per mille far out; `mark`: where a line is drawn."""
-    values = np.asarray(values, float)
     values = values[np.isfinite(values)]
     if not len(values):
         return lines_chart([], unit, "")
-    low, left, middle, right, high = np.quantile(values, (0.001, 0.16, 0.5, 0.84, 0.995))
+    sample = values[:: max(1, len(values) // SAMPLE)].astype(float)
+    low, left, middle, right, high = np.quantile(sample, (0.001, 0.16, 0.5, 0.84, 0.995))
     if right > left:  # what is many times as far out as most would leave no room for the rest
         low, high = max(low, middle - 8 * (middle - left)), min(high, middle + 8 * (right - middle))
-    whole = np.all(values == np.rint(values)) and high - low < 60
+    whole = high - low < 60 and np.all(values == np.rint(values))
     if whole:
         bins = np.arange(math.floor(low) - 0.5, math.ceil(high) + 1)
     else:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -14,102 +16,179 @@ import yaml
 from .. import data, fit
 from ..psf.base import PSF
 from . import report as page
+from .believe import believe
 from .drift import Drift, correct, cross_correlation, drift, fiducials
 from .frc import Resolution, decorrelation, frc
 from .link import link, on_time
 from .render import render, save_image
+from .score import score
 from .source import Source
+from .stopwatch import Stopwatch
 
 BEAD = 3.0  # pixels around a mark that belong to it
 ENOUGH = 100  # localizations, from which on a resolution is worth to be told
+MARGIN = 5.0  # pixels: scores are given with and without what is so near to the border
+STAGES = 16  # at once, at most, of which many wait for others
 
 
-def keep(table: np.ndarray, shape: tuple[int, int, int]) -> tuple[np.ndarray, dict[str, int]]:
-    """The rows that are localizations, and how many are not, by reason."""
+def keep(tables: Sequence[np.ndarray], shape: tuple[int, int, int]) -> tuple[np.ndarray, dict[str, int]]:
+    """The rows of all `tables` that are localizations, as one table, and how many are not, by reason."""
     h, w = shape[1:]
-    failed = (table["status"] == fit.Status.singular) | (table["status"] == fit.Status.invalid_input)
-    unsure = ~failed & ~(
-        np.isfinite(table["lpx"]) & np.isfinite(table["lpy"]) & (table["lpx"] > 0) & (table["lpy"] > 0)
-    )
-    # light of molecules beyond the border comes in; where they are is extrapolation
-    outside = (
-        ~failed
-        & ~unsure
-        & ~((abs(table["x"] - (w - 1) / 2) <= w / 2 + 0.5) & (abs(table["y"] - (h - 1) / 2) <= h / 2 + 0.5))
-    )
-    reasons = {"fit_failed": failed, "no_uncertainty": unsure, "outside_of_the_field": outside}
-    return table[~(failed | unsure | outside)], {name: int(mask.sum()) for name, mask in reasons.items()}
+    kept, dropped = [], dict.fromkeys(("fit_failed", "no_uncertainty", "outside_of_the_field"), 0)
+    for table in tables:
+        failed = (table["status"] == fit.Status.singular) | (table["status"] == fit.Status.invalid_input)
+        unsure = ~(np.isfinite(table["lpx"]) & np.isfinite(table["lpy"]) & (table["lpx"] > 0) & (table["lpy"] > 0))
+        # light of molecules beyond the border comes in; where they are is extrapolation
+        outside = ~(abs(table["x"] - (w - 1) / 2) <= w / 2 + 0.5) | ~(abs(table["y"] - (h - 1) / 2) <= h / 2 + 0.5)
+        for name, mask in zip(dropped, (failed, unsure & ~failed, outside & ~unsure & ~failed), strict=True):
+            dropped[name] += int(mask.sum())
+        kept.append(data.take(table, ~(failed | unsure | outside)))
+    return data.join(kept), dropped
+
+
+class Moved(NamedTuple):
+    """The drift and another way to find it, None where nothing tells it, and the table without it."""
+
+    drift: Drift | None
+    check: Drift | None
+    table: np.ndarray
 
 
 @dataclass
 class Found:
-    """What a run has found: the table as fitted, the drift, the table without it, events, image and resolution."""
+    """What a run has found: the table as fitted, the drift and the table without it, events, image and resolution."""
 
     raw: np.ndarray
-    drift: Drift | None
-    table: np.ndarray
+    moved: Moved
     events: np.ndarray
     image: np.ndarray
     curve: Resolution | None
-    check: Drift | None
+    alone: Resolution | None
 
 
-def follow(
+def import_ahead() -> None:
+    """Import what `finish` needs: while other threads localize, this takes no time."""
+    for name in ("h5py", "PIL.PngImagePlugin", "scipy.fft", "tifffile"):
+        import_module(name)
+
+
+def finish(
+    folder: Path,
     source: Source,
     table: np.ndarray,
+    truth: np.ndarray | None,
+    psf: PSF,
+    width: float,
     report: dict[str, Any],
-    undrift: bool,
-    marks: Sequence[Sequence[float]] | None,
-    gap: int,
-    zoom: float,
-    lap: Callable[[str], None],
-) -> Found:
-    """Drift, events, image and resolution; their numbers go into the report, and `lap` is told of each stage."""
+    given: Mapping[str, Any],
+    clock: Stopwatch,
+) -> None:
+    """What follows from the `table`, and all files: first in a temporary folder, so that nothing is left half-written.
+
+    Stages run side by side, each as soon as there is what it follows from; their numbers go into the `report`.
+    """
     frames, *shape = source.shape
-    pixel = 1000 * (source.camera.pixel_size or np.nan)
-    path, check = _drift(table, frames, marks) if undrift and len(table) else (None, None)
+    size, zoom, some = source.camera.pixel_size, given["zoom"], len(table) >= ENOUGH
+    with data.atomic_folder(folder) as temporary, ThreadPoolExecutor(STAGES) as pool:
+
+        def stage(name: str, work: Callable[..., Any], *inputs: Any) -> Future:
+            def run() -> Any:
+                ready = [i.result() if isinstance(i, Future) else i for i in inputs]
+                with clock.within(name):
+                    return work(*ready)
+
+            return pool.submit(run)
+
+        def save(rows: np.ndarray, name: str) -> None:
+            info = {"Localize": "smlmcore", "Movie": report["movie"]["files"][0]}
+            data.write_picasso(temporary / name, rows, source.shape, size, info)
+
+        def save_moved(moved: Moved) -> None:
+            save(moved.table, "localizations.hdf5")
+            if given["csv"]:
+                data.write_thunderstorm(temporary / "localizations.csv", moved.table, size)
+            if moved.drift is not None:
+                _write_drift(temporary / "drift.csv", moved.drift)
+
+        def save_picture(image: np.ndarray) -> bytes:
+            save_image(temporary / "image.tif", image, size / zoom)
+            save_image(temporary / "image.png", image, size / zoom)
+            return (temporary / "image.png").read_bytes()
+
+        moved = stage("drift", undrifted, table, frames, given["undrift"], given["marks"])
+        events = stage("link", lambda m: link(m.table, given["gap"])[0], moved)
+        image = stage("render", lambda m: render(m.table, shape, zoom, "own"), moved)
+        curve = stage("resolution", lambda m: frc(m.table, shape) if some else None, moved)
+        alone = stage("resolution", lambda i: decorrelation(i, zoom) if some and min(i.shape) >= 8 else None, image)
+        saved = stage("write", save_moved, moved), stage("write", save, events, "events.hdf5")
+        picture = stage("write", save_picture, image)
+        charts = stage("write", page.charts, table, frames, report["settings"]["box"], size)
+        median = stage("write", medians, table)
+        scores = None if truth is None else stage("score", scores_of, table, truth, size, shape)
+        # in this thread, one after the other: whoever draws a PSF takes all of numba's threads
+        with clock.within("check"):
+            report["model"] = believe(source, table, psf, width)
+        samples = page.samples(source, table, psf)
+
+        for future in saved:
+            future.result()
+        found = Found(table, *(f.result() for f in (moved, events, image, curve, alone)))
+        report |= numbers(found, frames, 1000 * (size or np.nan), bool(given["marks"])) | median.result()
+        report |= {} if scores is None else {"score": scores.result()}
+        report["warnings"] += warnings(report, given["undrift"])
+        report["seconds"] = clock.whole()
+        text = page.html(report, found, charts.result(), picture.result(), samples, size)
+        (temporary / "settings.yaml").write_text(yaml.safe_dump(dict(given), sort_keys=False), encoding="utf-8")
+        (temporary / "report.html").write_text(text, encoding="utf-8")
+        (temporary / "report.json").write_text(json.dumps(page.finite(report), indent=2) + "\n")
+
+
+def undrifted(table: np.ndarray, frames: int, undrift: bool, marks: Sequence[Sequence[float]] | None) -> Moved:
+    """Find the drift, by the beads at `marks` if there are any, and take it out; if `undrift`."""
+    if not (undrift and len(table)):
+        return Moved(None, None, table)
+    path = fiducials(table, np.asarray(marks), BEAD, frames) if marks else drift(table, frames)
+    if not np.isfinite(path.x_error).any():
+        return Moved(None, None, table)
+    check = cross_correlation(table, frames, max(2, min(16, frames // 50)))[1]
+    return Moved(path, check, correct(table, path))
+
+
+def numbers(found: Found, frames: int, pixel: float, marked: bool) -> dict[str, dict[str, Any]]:
+    """Drift, events and resolution for the report; `pixel` in nm."""
+    out: dict[str, dict[str, Any]] = {}
+    path, check, _ = found.moved
     if path is not None:
         apart = np.sqrt(np.mean((path.x - check.x) ** 2 + (path.y - check.y) ** 2) / 2)
-        report["drift"] = {
-            "method": "fiducials" if marks else "likelihood",
+        out["drift"] = {
+            "method": "fiducials" if marked else "likelihood",
             "range_nm": [float(np.ptp(v)) * pixel for v in (path.x, path.y)],
             "error_nm": float(np.median(path.x_error)) * pixel,
             "cross_correlation_differs_by_nm": float(apart) * pixel,
         }
-    elif undrift and len(table):
-        report["warnings"].append(
-            "the drift is not corrected: the localizations are too few, or show no structure that is seen again"
-        )
-    corrected = table if path is None else correct(table, path)
-    lap("drift")
-    events, _ = link(corrected, gap)
-    on = on_time(events, frames)
-    report["events"] = {"number": len(events), "on_time_frames": on.mean, "on_time_error": on.error}
-    lap("link")
-    image = render(corrected, shape, zoom, "own")
-    lap("render")
-    curve = None
-    if len(table) >= ENOUGH:
-        curve = frc(corrected, shape)
-        alone = decorrelation(image, zoom) if min(image.shape) >= 8 else None
-        report["resolution"] = {
-            "frc_nm": curve.resolution * pixel,
-            "frc_error_nm": curve.error * pixel,
-            "decorrelation_nm": alone.resolution * pixel if alone else np.nan,
+    on = on_time(found.events, frames)
+    out["events"] = {"number": len(found.events), "on_time_frames": on.mean, "on_time_error": on.error}
+    if found.curve is not None:
+        out["resolution"] = {
+            "frc_nm": found.curve.resolution * pixel,
+            "frc_error_nm": found.curve.error * pixel,
+            "decorrelation_nm": found.alone.resolution * pixel if found.alone else np.nan,
         }
-    lap("resolution")
-    report |= medians(table)
-    return Found(table, path, corrected, events, image, curve, check)
+    return out
 
 
-def _drift(
-    table: np.ndarray, frames: int, marks: Sequence[Sequence[float]] | None
-) -> tuple[Drift, Drift] | tuple[None, None]:
-    """The drift and another way to find it, or nothing where nothing tells it."""
-    path = fiducials(table, np.asarray(marks), BEAD, frames) if marks else drift(table, frames)
-    if not np.isfinite(path.x_error).any():
-        return None, None
-    return path, cross_correlation(table, frames, max(2, min(16, frames // 50)))[1]
+def warnings(report: Mapping[str, Any], undrift: bool) -> list[str]:
+    """What a reader of these numbers should know first."""
+    out, model = [], report["model"]
+    if not model.get("believable", True):
+        out.append(
+            f"the model does not explain the frames: chi square per pixel is {model['typical']:.2f} near a typical "
+            f"molecule, and {model['single']:.2f} where one is alone; look at the residuals, try --learn, or use "
+            "another PSF"
+        )
+    if undrift and report["localizations"] and "drift" not in report:
+        out.append("the drift is not corrected: the localizations are too few, or show no structure that is seen again")
+    return out
 
 
 def medians(table: np.ndarray) -> dict[str, dict[str, float]]:
@@ -122,33 +201,9 @@ def medians(table: np.ndarray) -> dict[str, dict[str, float]]:
     return {"median": found | ({"chi2_isolated": float(np.median(alone))} if len(alone) else {})}
 
 
-def write(
-    folder: Path,
-    source: Source,
-    found: Found,
-    report: dict[str, Any],
-    given: Mapping[str, Any],
-    psf: PSF,
-    lap: Callable[[str], None],
-) -> None:
-    """All files, first into a temporary folder, so that a failure leaves nothing half-written."""
-    shape, size, zoom = source.shape, source.camera.pixel_size, given["zoom"]
-    with data.atomic_folder(folder) as temporary:
-        info = {"Localize": "smlmcore", "Movie": report["movie"]["files"][0]}
-        data.write_picasso(temporary / "localizations.hdf5", found.table, shape, size, info)
-        data.write_picasso(temporary / "events.hdf5", found.events, shape, size, info)
-        if given["csv"]:
-            data.write_thunderstorm(temporary / "localizations.csv", found.table, size)
-        if found.drift is not None:
-            _write_drift(temporary / "drift.csv", found.drift)
-        (temporary / "settings.yaml").write_text(yaml.safe_dump(dict(given), sort_keys=False), encoding="utf-8")
-        save_image(temporary / "image.tif", found.image, size / zoom)
-        save_image(temporary / "image.png", found.image, size / zoom)
-        samples = page.samples(source, found.raw, psf)
-        text = page.html(report, found, (temporary / "image.png").read_bytes(), samples, source.camera)
-        lap("write")
-        (temporary / "report.html").write_text(text, encoding="utf-8")
-        (temporary / "report.json").write_text(json.dumps(page.finite(report), indent=2) + "\n")
+def scores_of(table: np.ndarray, truth: np.ndarray, size: float, shape: Sequence[int]) -> dict[str, Any]:
+    """Scores against the truth, in the whole field and inside."""
+    return {"whole_field": score(table, truth, size), "inside": score(table, truth, size, margin=MARGIN, shape=shape)}
 
 
 def _write_drift(path: Path, d: Drift) -> None:

@@ -17,7 +17,6 @@ from .. import data, fit
 from ..memory import keep_freed
 from ..psf import Gaussian2D
 from ..psf.base import PSF
-from .believe import believe
 from .chunks import (
     SIGMA,
     Plan,
@@ -35,15 +34,13 @@ from .chunks import (
 )
 from .finder import false_positives as rate_of
 from .finder import threshold_for
-from .results import follow, keep, write
-from .score import score
+from .results import finish, import_ahead, keep
 from .source import Source, truth_of
 from .stopwatch import Stopwatch
 
 METHODS = ("auto", "network", "fit")
 LOCALIZING = "localizing"
 WIDEST = 10.0  # pixels, of the PSF
-MARGIN = 5.0  # pixels: scores are given with and without what is so near to the border
 SETTINGS = {  # what settings.yaml holds, and of which kind
     "movies": list, "camera": dict, "sigma": Real, "box": int, "threshold": Real, "false_positives": Real, "gap": int,
     "undrift": bool, "marks": list, "psf": str, "zoom": Real, "csv": bool, "method": str, "model": str, "learn": bool,
@@ -125,10 +122,11 @@ def run(
             teach(plan, source, progress=not quiet)
             clock.lap("learn")
         psf = psf_of(plan)
-        table, width = localize(plan, source, todo, workers, scheduler, quiet)
+        tables, width = localize(plan, source, todo, workers, scheduler, quiet)
+        table, dropped = keep(tables, source.shape)
         clock.lap("localize")
         report = {
-            **about(source, paths, table),
+            **about(source, paths, tables),
             "settings": {
                 "method": method,
                 "network": "none" if method == "fit" else "learned" if learn else str(model or "of the package"),
@@ -142,25 +140,10 @@ def run(
                 "gap": gap,
                 "zoom": zoom,
             },
+            "dropped": dropped,
+            "localizations": len(table),
+            "crowded": int(table["crowded"].sum()),
         }
-        table, report["dropped"] = keep(table, source.shape)
-        report["localizations"], report["crowded"] = len(table), int(table["crowded"].sum())
-        report["model"] = believe(source, table, psf, width)
-        if not report["model"].get("believable", True):
-            report["warnings"].append(
-                "the model does not explain the frames: chi square per pixel is "
-                f"{report['model']['typical']:.2f} near a typical molecule, and {report['model']['single']:.2f} where "
-                "one is alone; look at the residuals, try --learn, or use another PSF"
-            )
-        clock.lap("check")
-        found = follow(source, table, report, undrift, marks, gap, zoom, clock.lap)
-        truth = truth_of(paths)
-        if truth is not None:
-            size, inner = source.camera.pixel_size, {"margin": MARGIN, "shape": source.shape[1:]}
-            report["score"] = {"whole_field": score(table, truth, size)}
-            report["score"]["inside"] = score(table, truth, size, **inner)
-            clock.lap("score")
-        report["seconds"] = clock.record
         given = {
             "movies": [str(p) for p in paths], "camera": dict(camera or {}), "sigma": sigma, "box": box,
             "threshold": threshold, "false_positives": false_positives, "gap": gap, "undrift": undrift,
@@ -168,7 +151,7 @@ def run(
             "method": method, "model": None if model is None else str(model), "learn": learn,
             "psf": None if calibration is None else str(calibration),
         }  # fmt: skip
-        write(folder, source, found, report, given, psf, clock.lap)
+        finish(folder, source, table, truth_of(paths), psf, width, report, given, clock)
     clear(plan)
     return report
 
@@ -212,11 +195,11 @@ def check(
 
 def localize(
     plan: Plan, source: Source, todo: Sequence[int], workers: int | None, scheduler: str | None, quiet: bool
-) -> tuple[np.ndarray, float]:
-    """The table of all chunks, of which those in `todo` are still to be done, and the width of the PSF."""
+) -> tuple[list[np.ndarray], float]:
+    """The tables of all chunks, of which those in `todo` are still to be done, and the width of the PSF."""
     chunks = compute(plan, source, todo, workers, scheduler)
     for _ in chunks if quiet else shown(plan, todo, chunks):
-        pass
+        import_ahead()  # while threads are at the next chunks
     return gather(plan), float(np.load(plan.usual)[0])
 
 
@@ -235,7 +218,7 @@ def shown(plan: Plan, todo: Sequence[int], chunks: Iterable[int]) -> Iterator[in
             yield number
 
 
-def about(source: Source, paths: Sequence[str | os.PathLike[str]], table: np.ndarray) -> dict[str, Any]:
+def about(source: Source, paths: Sequence[str | os.PathLike[str]], tables: Sequence[np.ndarray]) -> dict[str, Any]:
     """The report's first numbers: the movie, its camera, how the fits ended."""
     frames, height, width = source.shape
     files = [Path(p).name for p in paths]
@@ -244,7 +227,7 @@ def about(source: Source, paths: Sequence[str | os.PathLike[str]], table: np.nda
         "camera": source.camera.describe(),
         "camera_from": source.camera_from,
         "warnings": list(source.warnings),
-        "status": {s.name: int((table["status"] == s).sum()) for s in fit.Status},
+        "status": {s.name: sum(int((t["status"] == s).sum()) for t in tables) for s in fit.Status},
     }
 
 
