@@ -385,7 +385,7 @@ def test_methods_of_a_run(movie, tmp_path, monkeypatch):
     assert reports["auto"]["model"]["believable"]
     assert reports["auto"]["settings"]["network"] == "of the package"
     assert "near the molecules, where" in (tmp_path / "auto" / "report.html").read_text()
-    monkeypatch.setattr("smlmcore.localize.chunks.LESSONS", 2)
+    monkeypatch.setattr("smlmcore.localize.learn.LESSONS", 2)
     out = tmp_path / "learned"
     assert main(["localize", str(movie), "--out", str(out), "--learn", "--quiet"]) == 0
     again = tmp_path / "again"
@@ -397,7 +397,7 @@ def test_methods_of_a_run(movie, tmp_path, monkeypatch):
 
 
 def test_a_run_learns_the_psf_of_its_movie(tmp_path, monkeypatch):
-    monkeypatch.setattr("smlmcore.localize.chunks.LESSONS", 2)
+    monkeypatch.setattr("smlmcore.localize.learn.LESSONS", 2)
     rng, shape = np.random.default_rng(13), (40, 48, 56)
     for model, z, given in ((ELLIPSE, {}, False), (ASTIGMATIC, {"z": (-0.4, 0.4)}, True)):
         frame = np.repeat(np.arange(40), rng.poisson(4, 40))
