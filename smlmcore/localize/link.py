@@ -166,7 +166,7 @@ def _events(rows: np.ndarray, event: np.ndarray, n: int) -> np.ndarray:
         if error := weighted.get(name):
             known = rows[error].astype(np.float32)
             # an error of 0 or NaN says nothing: the row counts as one of a pixel
-            weight = 1 / np.where(known > 0, known * known, 1).astype(float)
+            weight = 1 / np.where(known > 0, np.square(known, dtype=float), 1)
             total = np.bincount(event, weight, n).astype(float)
             total[total == 0] = np.nan  # a parameter at its bound has no error
             out[name], out[error] = np.bincount(event, weight * column, n) / total, 1 / np.sqrt(total)
