@@ -1,0 +1,134 @@
+"""Light of molecules far out of focus: blobs that come and go, in which no molecule is to be looked for.
+
+The background of a chunk does not know of them, so that each is taken for a few dim emitters.  Haze is what the frames
+have beside background and emitters, smoothed twice over WIDTH widths of the PSF with the weights w of the pixels,
+
+    S r = G * (w r) / G * w,    haze = (1 - (1 - S)²) r
+
+first without the emitters in doubt.  Which of these are molecules shows in what remains: of a blob of width b, in
+widths of the PSF, the filter of the PSF's width sees the share
+
+    s(b) = 1 - 2 B / (B + W) + B / (B + 2 W),    B = 1 + b²,  W = WIDTH²
+
+of what it saw before, so that both values tell apart a point (b = 1) and a BLOB.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..psf.base import PSF
+from ..simulate.movie import light
+from .crowd import as_starts, width_of
+from .emitters import Emitters
+from .finder import filter_kernel, scale_kernel, taps
+
+WIDTH = 2.0  # widths of the PSF
+BLOB = 2.0  # the same: what is wider is no point
+DIM = 0.5  # of the usual photons: emitters with less are in doubt,
+WIDE = 2.0  # and those of so many widths
+POINT = 4.8  # standard deviations from which on a point is a molecule
+SHARE = 0.01  # of all emitters that are none: with less the frames are left as they are
+ROUNDS = 2  # the second knows of the molecules that the first has found
+LOOK = 8  # frames of a chunk that are looked at first
+
+
+def haze(
+    frames: np.ndarray,
+    behind: np.ndarray,
+    found: Emitters,
+    psf: PSF,
+    variance: Any = 0.0,
+    sigma: float = 1.3,
+    photons: float = 0.0,
+) -> np.ndarray | None:
+    """The background of each of the `frames` (n, h, w) with the haze over it, or None if there is none.
+
+    `behind` (m, h, w): background of m equal parts of the frames, without it; `found`: the emitters of fits with `psf`
+    that know no other; `sigma`: its width, about; `photons`: of a usual molecule.
+
+    >>> from smlmcore.psf import Gaussian2D
+    >>> rng, flat = np.random.default_rng(0), np.full((1, 40, 40), 8.0, np.float32)
+    >>> blobs = {"x": [20.0, 18.0], "y": [15.0, 24.0], "photons": [4000.0, 4000.0], "sigma": [5.0, 5.0]}
+    >>> frames = rng.poisson(light(Gaussian2D(), blobs, np.array([0, 1]), (2, 40, 40)) + 8).astype(np.float32)
+    >>> theta = np.array([[19.0, 16.0, 90.0, 30.0, 1.3], [17.0, 23.0, 110.0, 30.0, 1.3]])
+    >>> rest = np.ones(2)
+    >>> dim = Emitters(np.array([0, 1]), theta, theta, rest, rest, rest, rest, rest > 0)
+    >>> fog = haze(frames, flat, dim, Gaussian2D(), photons=2000.0)
+    >>> fog.shape, bool(fog[0, 15, 20] > 25)
+    ((2, 40, 40), True)
+    """
+    if not (len(frames) and photons > 0):
+        return None
+    found = found.rows(np.isfinite(found.theta).all(1))
+    table = as_starts(found, psf)
+    column = width_of(psf)
+    wide = found.theta[:, column] > WIDE * sigma if column >= 0 else np.zeros(len(found), bool)
+    if not _many(wide | (table["photons"] < DIM / 2 * photons)):  # so that it costs nothing where spots are alike
+        return None
+    doubt = wide | (table["photons"] < DIM * photons)
+    part, every = np.arange(len(frames)) * len(behind) // len(frames), np.arange(len(frames))
+    for some in [every[:: len(every) // LOOK], every] if len(every) > LOOK else [every]:
+        here = np.isin(table["frame"], some)
+        rows, ground = table[here], behind[part[some]]
+        rows["frame"] = np.searchsorted(some, rows["frame"])
+        fog, none = _haze(frames[some], ground, rows, doubt[here], psf, variance, sigma)
+        if not _many(none):
+            return None
+    return np.maximum(ground + fog, np.float32(0.01))
+
+
+def _haze(
+    frames: np.ndarray, behind: np.ndarray, table: np.ndarray, doubt: np.ndarray, psf: PSF, variance: Any, sigma: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Haze over frames (n, h, w) of background (n, h, w), and which of the emitters in doubt are part of it."""
+    h, w = frames.shape[1:]
+    y, x = (np.clip(np.rint(table[k]), 0, m - 1).astype(int) for k, m in (("y", h), ("x", w)))
+    at, (point, blob) = (table["frame"].astype(int), y, x), (_left(b) for b in (1.0, BLOB))
+    for _ in range(ROUNDS):
+        sure = table[~doubt]
+        values = {name: sure[name] for name in psf.names if name != "background"}
+        mean = behind + light(psf, values, sure["frame"].astype(np.int64), frames.shape, 2 * math.ceil(4 * sigma) + 1)
+        fog = smoothed(frames, mean, variance, WIDTH * sigma)
+        fog += smoothed(frames, mean + fog, variance, WIDTH * sigma)
+        before, after = (_strength(frames, m, mean + variance, sigma)[at] for m in (mean, mean + fog))
+        doubt = doubt & ~((after - blob * before) / (point - blob) > POINT)
+    return fog, doubt
+
+
+def smoothed(frames: np.ndarray, mean: np.ndarray, variance: Any, width: float) -> np.ndarray:
+    """What frames (n, h, w) have above their `mean`, as its weighted average under a Gaussian of so many pixels."""
+    noise = _noise(mean + variance)
+    weights, one, seen = taps(width).astype(np.float32), np.ones_like(noise), np.isfinite(frames).astype(np.float32)
+    light, share = np.empty_like(noise), np.empty_like(noise)
+    filter_kernel(frames, mean, noise, one, weights, out=light)
+    filter_kernel(seen, np.zeros_like(noise), noise, one, weights, out=share)
+    return light / np.maximum(share, np.float32(1e-9))
+
+
+def _strength(frames: np.ndarray, mean: np.ndarray, variance: np.ndarray, sigma: float) -> np.ndarray:
+    """Light of the PSF's width above the mean, in standard deviations."""
+    noise, weights = _noise(variance), taps(sigma).astype(np.float32)
+    scale, strength = np.empty_like(noise), np.empty_like(noise)
+    scale_kernel(noise, weights, out=scale)
+    filter_kernel(frames, mean, noise, scale, weights, out=strength)
+    return strength
+
+
+def _many(which: np.ndarray) -> bool:
+    """Whether more are marked than SHARE and a standard deviation."""
+    usual = SHARE * len(which)
+    return which.sum() > usual + math.sqrt(usual)
+
+
+def _noise(variance: np.ndarray) -> np.ndarray:
+    return np.maximum(variance, np.float32(0.1)).astype(np.float32)
+
+
+def _left(width: float) -> float:
+    """Share of a blob's light, seen by a filter of the PSF's width, that is left without haze."""
+    both, wide = 1 + width**2, WIDTH**2
+    return 1 - 2 * both / (both + wide) + both / (both + 2 * wide)
