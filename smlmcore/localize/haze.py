@@ -51,9 +51,9 @@ def haze(
     that know no other; `sigma`: its width, about; `photons`: of a usual molecule.
 
     >>> from smlmcore.psf import Gaussian2D
-    >>> rng, flat = np.random.default_rng(0), np.full((1, 40, 40), 8.0, np.float32)
+    >>> rng, flat = np.random.default_rng(0), np.full((1, 40, 40), 8.0)
     >>> blobs = {"x": [20.0, 18.0], "y": [15.0, 24.0], "photons": [4000.0, 4000.0], "sigma": [5.0, 5.0]}
-    >>> frames = rng.poisson(light(Gaussian2D(), blobs, np.array([0, 1]), (2, 40, 40)) + 8).astype(np.float32)
+    >>> frames = rng.poisson(light(Gaussian2D(), blobs, np.array([0, 1]), (2, 40, 40)) + 8)
     >>> theta = np.array([[19.0, 16.0, 90.0, 30.0, 1.3], [17.0, 23.0, 110.0, 30.0, 1.3]])
     >>> rest = np.ones(2)
     >>> dim = Emitters(np.array([0, 1]), theta, theta, rest, rest, rest, rest, rest > 0)
@@ -63,6 +63,7 @@ def haze(
     """
     if not (len(frames) and photons > 0):
         return None
+    frames, behind = (np.ascontiguousarray(v, np.float32) for v in (frames, behind))
     found = found.rows(np.isfinite(found.theta).all(1))
     table = as_starts(found, psf)
     column = width_of(psf)
@@ -92,21 +93,43 @@ def _haze(
         sure = table[~doubt]
         values = {name: sure[name] for name in psf.names if name != "background"}
         mean = behind + light(psf, values, sure["frame"].astype(np.int64), frames.shape, 2 * math.ceil(4 * sigma) + 1)
-        fog = smoothed(frames, mean, variance, WIDTH * sigma)
-        fog += smoothed(frames, mean + fog, variance, WIDTH * sigma)
+        fog = fog_over(frames, mean, variance, sigma)
         before, after = (_strength(frames, m, mean + variance, sigma)[at] for m in (mean, mean + fog))
         doubt = doubt & ~((after - blob * before) / (point - blob) > POINT)
     return fog, doubt
 
 
-def smoothed(frames: np.ndarray, mean: np.ndarray, variance: Any, width: float) -> np.ndarray:
-    """What frames (n, h, w) have above their `mean`, as its weighted average under a Gaussian of so many pixels."""
+def fog_over(frames: np.ndarray, mean: np.ndarray, variance: Any = 0.0, sigma: float = 1.3) -> np.ndarray:
+    """What frames (n, h, w) have beside their `mean` (n, h, w), smoothed; NaN pixels say nothing."""
+    once = _smoothed(frames, mean, variance, WIDTH * sigma)
+    return once + _smoothed(frames, mean + once, variance, WIDTH * sigma)
+
+
+def drifting(fog: np.ndarray, variance: np.ndarray, where: np.ndarray, sigma: float) -> tuple[float, float]:
+    """How much the smoothed light (n, h, w) differs from its mean over time, photons, and how much noise alone does.
+
+    The first is exceeded in one of ten pixels `where` (n, h, w); bright places with a molecule that was missed are few.
+    The second follows from the mean square of noise that is smoothed so, with S the Gaussian's transform,
+
+        integral (1 - (1 - S)²)² / mean(1 / variance) = 11 / 12 / (2 pi (WIDTH sigma)²) / mean(1 / variance)
+    """
+    count = where.sum(0)
+    if len(fog) < 2 or not where.any():
+        return 0.0, 0.0
+    apart = abs(fog - (fog * where).sum(0) / np.maximum(count, 1)) * np.sqrt(count / np.maximum(count - 1, 1))
+    share = 11 / 12 / (2 * math.pi * (WIDTH * sigma) ** 2)
+    noise = math.sqrt(share / np.mean(1 / _noise(variance[where]), dtype=float))
+    return float(np.quantile(apart[where], 0.9)), 1.645 * noise
+
+
+def _smoothed(frames: np.ndarray, mean: np.ndarray, variance: Any, width: float) -> np.ndarray:
+    """Weighted mean of what frames have beside their `mean`, under a Gaussian of so many pixels."""
     noise = _noise(mean + variance)
     weights, one, seen = taps(width).astype(np.float32), np.ones_like(noise), np.isfinite(frames).astype(np.float32)
-    light, share = np.empty_like(noise), np.empty_like(noise)
-    filter_kernel(frames, mean, noise, one, weights, out=light)
+    rest, share = np.empty_like(noise), np.empty_like(noise)
+    filter_kernel(frames, mean, noise, one, weights, out=rest)
     filter_kernel(seen, np.zeros_like(noise), noise, one, weights, out=share)
-    return light / np.maximum(share, np.float32(1e-9))
+    return rest / np.maximum(share, np.float32(1e-9))
 
 
 def _strength(frames: np.ndarray, mean: np.ndarray, variance: np.ndarray, sigma: float) -> np.ndarray:

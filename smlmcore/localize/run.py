@@ -151,6 +151,11 @@ def run(
                 f"{report['model']['typical']:.2f} near a typical molecule, and {report['model']['single']:.2f} where "
                 "one is alone; look at the residuals, try --learn, or use another PSF"
             )
+        if (haze := report["model"].get("haze", {})).get("hazy"):
+            report["warnings"].append(
+                f"haze: wide light comes and goes, by more than {haze['photons']:.1f} photons in one of ten pixels, "
+                f"noise by {haze['of_noise']:.1f}; it is taken for background, but what is dim there may be false"
+            )
         clock.lap("check")
         found = follow(source, table, report, undrift, marks, gap, zoom, clock.lap)
         truth = truth_of(paths)
