@@ -20,6 +20,7 @@ LIGHT = 0.3  # standard deviations of the noise: pixels with more light of emitt
 EXCESS = 0.25  # of chi square per pixel, beyond which the model does not fit
 BOX, ALONE = 5, 7  # pixels, sides of an emitter's square and of that of a spot by itself
 SPOTS = 500  # of a place, by themselves
+EVERY = 4  # frames of a place, that are looked at for haze
 HAZY = 1.8  # times what noise does, beyond which smoothed light comes and goes
 
 
@@ -62,9 +63,11 @@ def believe(source: Any, table: np.ndarray, psf: PSF, sigma: float) -> dict[str,
         bright = shine > LIGHT * np.sqrt(variance)
         seen = np.isfinite(images) if full is None else np.isfinite(images) & ~full
         free = seen & ~bright
-        fog = fog_over(np.where(free, images, np.float32(np.nan)), shine + behind, read, sigma)
-        haze.append(drifting(fog, variance, free, sigma))
+        dark, mean, few = np.where(free, images, np.float32(np.nan)), shine + behind, slice(None, None, EVERY)
+        fog = fog_over(dark[few], mean[few], read, sigma)
+        haze.append(drifting(fog, variance[few], free[few], sigma))
         if haze[-1][0] > HAZY * haze[-1][1]:
+            fog = fog_over(dark, mean, read, sigma)
             behind = behind + fog
             variance = np.maximum(variance + fog, 0.01)
         chi2 = np.where(seen, (images - shine - behind) ** 2 / variance, 0)

@@ -101,6 +101,7 @@ def _haze(
 
 def fog_over(frames: np.ndarray, mean: np.ndarray, variance: Any = 0.0, sigma: float = 1.3) -> np.ndarray:
     """What frames (n, h, w) have beside their `mean` (n, h, w), smoothed; NaN pixels say nothing."""
+    frames, mean = (np.ascontiguousarray(v, np.float32) for v in (frames, mean))
     once = _smoothed(frames, mean, variance, WIDTH * sigma)
     return once + _smoothed(frames, mean + once, variance, WIDTH * sigma)
 
