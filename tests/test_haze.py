@@ -1,5 +1,8 @@
 """Light of molecules out of focus is background, and what lies in it is told from molecules that are dim."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -84,6 +87,28 @@ def test_haze_is_found_again():
     again = haze(dark, behind, found, MODEL, photons=2000.0)
     assert np.isfinite(again).all()
     assert abs(again - fog)[seen].mean() < 0.02 * fog.mean()
+
+
+def test_chunks_side_by_side_render_in_turn(monkeypatch):
+    """For numba's threads may not be for two at a time: with some of its layers the process would abort."""
+    rng = np.random.default_rng(1)
+    frames, _, _ = movie(rng, 3, alike(rng))
+    behind, found = fitted(frames)
+    at_work, most = [], []
+
+    def slow(*given):
+        at_work.append(1)
+        most.append(len(at_work))
+        time.sleep(0.01)
+        at_work.pop()
+        return light(*given)
+
+    monkeypatch.setattr("smlmcore.localize.haze.light", slow)
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(haze, frames, behind, found, MODEL, photons=2000.0) for _ in range(2)]
+    assert np.array_equal(*(b.result() for b in both))
+    assert len(most) > 2
+    assert max(most) == 1
 
 
 def test_dim_molecules_are_no_haze():

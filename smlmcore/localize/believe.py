@@ -63,9 +63,9 @@ def believe(source: Any, table: np.ndarray, psf: PSF, sigma: float) -> dict[str,
         bright = shine > LIGHT * np.sqrt(variance)
         seen = np.isfinite(images) if full is None else np.isfinite(images) & ~full
         free = seen & ~bright
-        dark, mean, few = np.where(free, images, np.float32(np.nan)), shine + behind, slice(None, None, EVERY)
-        fog = fog_over(dark[few], mean[few], read, sigma)
-        haze.append(drifting(fog, variance[few], free[few], sigma))
+        dark, mean, some = np.where(free, images, np.float32(np.nan)), shine + behind, slice(None, None, EVERY)
+        fog = fog_over(dark[some], mean[some], read, sigma)
+        haze.append(drifting(fog, variance[some], free[some], sigma))
         if haze[-1][0] > HAZY * haze[-1][1]:
             fog = fog_over(dark, mean, read, sigma)
             behind = behind + fog

@@ -16,6 +16,7 @@ of what it saw before, so that both values tell apart a point (b = 1) and a BLOB
 from __future__ import annotations
 
 import math
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ POINT = 4.8  # standard deviations from which on a point is a molecule
 SHARE = 0.01  # of all emitters that are none: with less the frames are left as they are
 ROUNDS = 2  # the second knows of the molecules that the first has found
 LOOK = 8  # frames of a chunk that are looked at first
+_rendering = Lock()  # renderers use numba's threads, which may not be for two at a time, and chunks are side by side
 
 
 def haze(
@@ -92,7 +94,9 @@ def _haze(
     for _ in range(ROUNDS):
         sure = table[~doubt]
         values = {name: sure[name] for name in psf.names if name != "background"}
-        mean = behind + light(psf, values, sure["frame"].astype(np.int64), frames.shape, 2 * math.ceil(4 * sigma) + 1)
+        with _rendering:
+            lit = light(psf, values, sure["frame"].astype(np.int64), frames.shape, 2 * math.ceil(4 * sigma) + 1)
+        mean = behind + lit
         fog = fog_over(frames, mean, variance, sigma)
         before, after = (_strength(frames, m, mean + variance, sigma)[at] for m in (mean, mean + fog))
         doubt = doubt & ~((after - blob * before) / (point - blob) > POINT)
