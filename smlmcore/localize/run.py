@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import data, fit
+from ..data.remote import version, whereabouts
 from ..layers import keep_freed
 from ..psf import Gaussian2D, load
 from ..psf.base import PSF
@@ -109,8 +110,8 @@ def run(
     keep_freed()
     with Source(paths, camera or {}) as source:
         plan = Plan(
-            tuple(str(Path(p).resolve()) for p in paths),
-            tuple((os.stat(p).st_size, os.stat(p).st_mtime_ns) for p in paths),
+            tuple(map(whereabouts, paths)),
+            tuple(map(version, paths)),
             tuple((name, (camera or {}).get(name)) for name in sorted(camera or {})),
             psf, sigma, box, threshold, false_positives, source.shape, chunk_size(source.shape), str(folder.resolve()),
             method, None if model is None else (str(Path(model).resolve()), os.stat(model).st_mtime_ns), learn,
