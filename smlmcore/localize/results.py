@@ -21,11 +21,12 @@ from .render import render, save_image
 from .source import Source
 
 BEAD = 3.0  # pixels around a mark that belong to it
+UNSURE = 1.0  # pixels, or half the PSF's width if it is more: what is less certain is not localized
 ENOUGH = 100  # localizations, from which on a resolution is worth to be told
 
 
-def keep(table: np.ndarray, shape: tuple[int, int, int]) -> tuple[np.ndarray, dict[str, int]]:
-    """The rows that are localizations, and how many are not, by reason."""
+def keep(table: np.ndarray, shape: tuple[int, int, int], width: float = 1.0) -> tuple[np.ndarray, dict[str, int]]:
+    """The rows that are localizations, and how many are not, by reason; `width`: of the PSF, pixels."""
     h, w = shape[1:]
     failed = (table["status"] == fit.Status.singular) | (table["status"] == fit.Status.invalid_input)
     unsure = ~failed & ~(
@@ -37,8 +38,11 @@ def keep(table: np.ndarray, shape: tuple[int, int, int]) -> tuple[np.ndarray, di
         & ~unsure
         & ~((abs(table["x"] - (w - 1) / 2) <= w / 2 + 0.5) & (abs(table["y"] - (h - 1) / 2) <= h / 2 + 0.5))
     )
-    reasons = {"fit_failed": failed, "no_uncertainty": unsure, "outside_of_the_field": outside}
-    return table[~(failed | unsure | outside)], {name: int(mask.sum()) for name, mask in reasons.items()}
+    anywhere = ~failed & ~unsure & ~outside & (np.maximum(table["lpx"], table["lpy"]) > max(UNSURE, width / 2))
+    reasons = {
+        "fit_failed": failed, "no_uncertainty": unsure, "outside_of_the_field": outside, "uncertain_position": anywhere,
+    }  # fmt: skip
+    return table[~(failed | unsure | outside | anywhere)], {name: int(mask.sum()) for name, mask in reasons.items()}
 
 
 @dataclass

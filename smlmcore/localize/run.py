@@ -143,7 +143,7 @@ def run(
                 "zoom": zoom,
             },
         }
-        table, report["dropped"] = keep(table, source.shape)
+        table, report["dropped"] = keep(table, source.shape, width)
         report["localizations"], report["crowded"] = len(table), int(table["crowded"].sum())
         report["model"] = believe(source, table, psf, width)
         if not report["model"].get("believable", True):
