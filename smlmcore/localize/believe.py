@@ -9,6 +9,7 @@ import numpy as np
 from .. import data, fit
 from ..psf.base import PSF
 from ..simulate.movie import light
+from ..threads import with_threads
 from .background import background, flickering
 from .cut import cut
 from .detect import isolated
@@ -63,13 +64,13 @@ def believe(source: Any, table: np.ndarray, psf: PSF, sigma: float) -> dict[str,
         bright = shine > LIGHT * np.sqrt(variance)
         seen = np.isfinite(images) if full is None else np.isfinite(images) & ~full
         free = seen & ~bright
-        dark, mean, some = np.where(free, images, np.float32(np.nan)), shine + behind, slice(None, None, EVERY)
-        fog = fog_over(dark[some], mean[some], read, sigma)
-        haze.append(drifting(fog, variance[some], free[some], sigma))
-        if haze[-1][0] > HAZY * haze[-1][1]:
-            fog = fog_over(dark, mean, read, sigma)
-            behind = behind + fog
-            variance = np.maximum(variance + fog, 0.01)
+        with with_threads(1):  # numba's are still at work, or wait for it
+            few = slice(None, None, EVERY)
+            fog = fog_over(images[few], shine[few] + behind[few], read, sigma, free[few])
+            haze.append(drifting(fog, variance[few], free[few], sigma))
+            if haze[-1][0] > HAZY * haze[-1][1]:
+                behind = behind + fog_over(images, shine + behind, read, sigma, free)
+                variance = np.maximum(shine + behind + read, 0.01)
         chi2 = np.where(seen, (images - shine - behind) ** 2 / variance, 0)
         for kind, mask in enumerate((bright & seen, free)):
             sums[kind] += mask.sum(), chi2[mask].sum(dtype=float), (2 + 1 / variance[mask]).sum(dtype=float)
@@ -89,13 +90,13 @@ def believe(source: Any, table: np.ndarray, psf: PSF, sigma: float) -> dict[str,
             "expected": max(1 - parameters / n, 0.0) if pixels else 0.0,
             "error": float(np.sqrt(spread)) / n,
         }
-    few = max(EXCESS, 3 * out["near_emitters"]["error"])
+    limit = max(EXCESS, 3 * out["near_emitters"]["error"])
     for name, values, share in (("typical", typical, 0.5), ("single", single, 0.25)):
         values = np.concatenate(values)
         out[name] = float(np.quantile(values, share)) if len(values) else 1.0
     photons, noise = np.mean(haze, 0)
     out["haze"] = {"photons": float(photons), "of_noise": float(noise), "hazy": bool(photons > HAZY * noise)}
-    out["believable"] = max(out["typical"], out["single"]) < 1 + few
+    out["believable"] = max(out["typical"], out["single"]) < 1 + limit
     return out
 
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from ..psf.base import PSF
 from ..simulate.movie import light
+from ..threads import with_threads
 from .crowd import as_starts, width_of
 from .emitters import Emitters
 from .finder import filter_kernel, scale_kernel, taps
@@ -34,6 +35,7 @@ WIDE = 2.0  # and those of so many widths
 POINT = 4.8  # standard deviations from which on a point is a molecule
 SHARE = 0.01  # of all emitters that are none: with less the frames are left as they are
 ROUNDS = 2  # the second knows of the molecules that the first has found
+PIXELS = 1 << 19  # worked on at a time
 LOOK = 8  # frames of a chunk that are looked at first
 _rendering = Lock()  # renderers use numba's threads, which may not be for two at a time, and chunks are side by side
 
@@ -73,15 +75,21 @@ def haze(
     if not _many(wide | (table["photons"] < DIM / 2 * photons)):  # so that it costs nothing where spots are alike
         return None
     doubt = wide | (table["photons"] < DIM * photons)
-    part, every = np.arange(len(frames)) * len(behind) // len(frames), np.arange(len(frames))
-    for some in [every[:: len(every) // LOOK], every] if len(every) > LOOK else [every]:
-        here = np.isin(table["frame"], some)
-        rows, ground = table[here], behind[part[some]]
-        rows["frame"] = np.searchsorted(some, rows["frame"])
-        fog, none = _haze(frames[some], ground, rows, doubt[here], psf, variance, sigma)
-        if not _many(none):
+    n, h, w = frames.shape
+    every, at_once = np.arange(n), max(1, PIXELS // (h * w))
+    out, none = np.empty(frames.shape, np.float32), np.zeros(len(table), bool)
+    for some in [every[:: n // LOOK], every] if n > LOOK else [every]:
+        among = np.isin(table["frame"], some)
+        for few in np.split(some, range(at_once, len(some), at_once)):
+            here = np.isin(table["frame"], few)
+            rows, ground = table[here], behind[few * len(behind) // n]
+            rows["frame"] = np.searchsorted(few, rows["frame"])
+            with with_threads(1):  # numba's would be in the way of others, as they wait for work on a core each
+                fog, none[here] = _haze(frames[few], ground, rows, doubt[here], psf, variance, sigma)
+            out[few] = np.maximum(ground + fog, np.float32(0.01))
+        if not _many(none[among], SHARE / 2 if len(some) < n else SHARE):
             return None
-    return np.maximum(ground + fog, np.float32(0.01))
+    return out
 
 
 def _haze(
@@ -103,9 +111,12 @@ def _haze(
     return fog, doubt
 
 
-def fog_over(frames: np.ndarray, mean: np.ndarray, variance: Any = 0.0, sigma: float = 1.3) -> np.ndarray:
-    """What frames (n, h, w) have beside their `mean` (n, h, w), smoothed; NaN pixels say nothing."""
-    frames, mean = (np.ascontiguousarray(v, np.float32) for v in (frames, mean))
+def fog_over(
+    frames: np.ndarray, mean: np.ndarray, variance: Any = 0.0, sigma: float = 1.3, where: np.ndarray | None = None
+) -> np.ndarray:
+    """What frames (n, h, w) have beside their `mean` (n, h, w), smoothed; NaN, and pixels not `where`, say nothing."""
+    frames = np.ascontiguousarray(frames if where is None else np.where(where, frames, np.float32(np.nan)), np.float32)
+    mean = np.ascontiguousarray(mean, np.float32)
     once = _smoothed(frames, mean, variance, WIDTH * sigma)
     return once + _smoothed(frames, mean + once, variance, WIDTH * sigma)
 
@@ -146,9 +157,9 @@ def _strength(frames: np.ndarray, mean: np.ndarray, variance: np.ndarray, sigma:
     return strength
 
 
-def _many(which: np.ndarray) -> bool:
-    """Whether more are marked than SHARE and a standard deviation."""
-    usual = SHARE * len(which)
+def _many(which: np.ndarray, share: float = SHARE) -> bool:
+    """Whether more are marked than so large a share and a standard deviation."""
+    usual = share * len(which)
     return which.sum() > usual + math.sqrt(usual)
 
 
