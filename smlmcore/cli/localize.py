@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def _localized(report: dict[str, Any], out: Path) -> Iterator[str]:
     if "drift" in report:
         d = report["drift"]
         yield f"drift: {d['range_nm'][0]:.0f} x {d['range_nm'][1]:.0f} nm, known to {d['error_nm']:.1f} nm per frame"
-    if "resolution" in report:
+    if "resolution" in report and isfinite(report["resolution"]["frc_nm"]):
         yield f"resolution (FRC): {report['resolution']['frc_nm']:.0f} nm"
     for field, scores in report.get("score", {}).items():
         for radius, s in scores.items():
