@@ -42,7 +42,7 @@ setup(
         "gpu-cuda13": ["cupy-cuda13x>=13.6"],
         "cudnn-cuda12": ["nvidia-cudnn-frontend>=1.10", "nvidia-cudnn-cu12>=9"],
         "cudnn-cuda13": ["nvidia-cudnn-frontend>=1.10", "nvidia-cudnn-cu13>=9"],
-        "files": ["zarr>=3", "imagecodecs"],
+        "files": ["zarr>=3", "imagecodecs", "fsspec[http]"],
         "test": [
             "pytest>=8",
             "pytest-benchmark",
@@ -53,6 +53,7 @@ setup(
             "distributed",
             "zarr>=3",
             "imagecodecs",
+            "fsspec[http]",
             "pandas",
             "tensorboardX",
             "tensorboard",

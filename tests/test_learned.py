@@ -13,7 +13,7 @@ from smlmcore.localize import finder, joint
 from smlmcore.localize.believe import believe
 from smlmcore.localize.chunks import localize_frames
 from smlmcore.localize.learn import learn, prior_of
-from smlmcore.localize.learned import fit_learned, hazy
+from smlmcore.localize.learned import fit_learned
 from smlmcore.localize.network import CELL, Network, general
 from smlmcore.localize.prior import Prior
 from smlmcore.localize.run import run
@@ -212,19 +212,6 @@ def test_widths_that_differ_from_molecule_to_molecule():
         light = usual.photons, usual.scatter
         table = localize_frames(frames, sigma=usual.sigma, network=network, light=light, uneven=usual.uneven)
         assert localize.score(table, truth, 0.1)["250"]["jaccard"] > 0.97
-
-
-def test_haze_is_no_crowd():
-    rng = np.random.default_rng(12)
-    frames, truth = movie_of(psf.Gaussian2D(1.3), rng, 40, (48, 56), 6, 10.0)
-    far = np.repeat(np.arange(40), rng.poisson(3, 40))
-    values = {"x": rng.uniform(0, 55, len(far)), "y": rng.uniform(0, 47, len(far)), "photons": np.full(len(far), 3e3)}
-    values["sigma"] = np.full(len(far), 6.0)
-    hidden = light(psf.Gaussian2D(), values, far, frames.shape)
-    behind = np.full((1, 48, 56), 10.0, np.float32)
-    assert hazy(frames, behind, [truth], psf.Gaussian2D()) is behind
-    found_behind = hazy(frames + rng.poisson(hidden), behind + hidden.mean(0), [truth], psf.Gaussian2D())
-    assert abs(found_behind - 10 - hidden).mean() < 0.4 * abs(hidden - hidden.mean(0)).mean()
 
 
 # ---------------------------------------------------------------- the network that comes with the package

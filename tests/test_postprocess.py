@@ -7,8 +7,10 @@ import pytest
 import tifffile
 
 from smlmcore import data, localize
+from smlmcore.fit import Status
 from smlmcore.localize.drift import Drift
 from smlmcore.localize.render import scale_bar
+from smlmcore.localize.results import keep
 
 SITES, FIELD, ERROR = 400, 48.0, 0.08
 
@@ -32,6 +34,31 @@ def blinking(seed=0, frames=2000, per_frame=20, on=4.0, path=None, sites=SITES, 
 
 def rms(found, path):
     return np.sqrt(np.mean((np.stack([found.x, found.y], 1) - (path - path.mean(0))) ** 2))
+
+
+# ---------------------------------------------------------------- what is a localization
+
+
+def test_rows_that_are_no_localizations_are_counted_by_reason():
+    ok, wide = {"x": 5.0, "y": 5.0, "lpx": 0.1, "lpy": 0.1, "status": Status.converged}, {"lpx": 1.4}
+    rows = [
+        ok, {**ok, "status": Status.max_iterations}, {**ok, **wide}, {**ok, "lpy": 9.0, "x": 90.0},
+        {**ok, "lpy": 1.01}, {**ok, "lpx": np.nan}, {**ok, "lpy": 0.0}, {**ok, "x": np.nan}, {**ok, "y": -1.1},
+        {**ok, "status": Status.singular, "lpx": 2.0}, {**ok, "lpx": 1.0, "y": -0.9},
+    ]  # fmt: skip
+    table = data.table(frame=np.arange(len(rows)), **{name: np.array([r[name] for r in rows]) for name in ok})
+    kept, dropped = keep([table], (20, 16, 24))
+    assert kept["frame"].tolist() == [0, 1, 10]
+    assert dropped == {"fit_failed": 1, "no_uncertainty": 2, "outside_of_the_field": 3, "uncertain_position": 2}
+    assert len(kept) + sum(dropped.values()) == len(table)
+    assert keep([table], (20, 16, 24), 3.0)[0]["frame"].tolist() == [
+        0,
+        1,
+        2,
+        4,
+        10,
+    ]  # where a pixel is a third of the PSF
+    assert keep([table[:0]], (20, 16, 24))[1] == dict.fromkeys(dropped, 0)
 
 
 # ---------------------------------------------------------------- link

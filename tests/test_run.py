@@ -20,6 +20,7 @@ from scipy import special
 from smlmcore import data, fit, localize, psf
 from smlmcore.camera import Camera
 from smlmcore.cli import main
+from smlmcore.cli.localize import _localized
 from smlmcore.localize import finder
 from smlmcore.localize.background import background
 from smlmcore.localize.chunks import Plan, localize_frames
@@ -225,6 +226,13 @@ def done(tmp_path_factory):
     movie = write_movie(folder)
     assert main(["localize", str(movie), "--out", str(folder / "out"), "--quiet", "--csv"]) == 0
     return folder
+
+
+def test_a_resolution_that_nothing_tells_is_left_out(done):
+    report = json.loads((done / "out/report.json").read_text())
+    for resolution, told in ((31.6, "resolution (FRC): 32 nm"), (np.inf, ""), (np.nan, "")):
+        lines = list(_localized({**report, "resolution": {"frc_nm": resolution}}, done / "out"))
+        assert [line for line in lines if "FRC" in line] == ([told] if told else [])
 
 
 def same(a, b):

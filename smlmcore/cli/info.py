@@ -7,17 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from .options import show
+from .options import file_or_address, show
 
 
 def add(commands: Any) -> None:
     p = commands.add_parser("info", help="say what a movie holds", description="Say what a movie holds.")
-    p.add_argument("movie", type=Path, help="TIFF or Picasso .raw")
+    p.add_argument("movie", type=file_or_address, help="TIFF, Picasso .raw, … or https://…/movie.tif")
     p.set_defaults(run=run)
 
 
-def run(movie: Path) -> None:
+def run(movie: Path | str) -> None:
     from .. import data
+    from ..data.remote import version
 
     with data.open_movie(movie) as file:
         frames, h, w = file.shape
@@ -25,7 +26,7 @@ def run(movie: Path) -> None:
         low, middle, high = np.nanmin(first), np.nanmedian(first), np.nanmax(first)
         rows = {
             "file": movie,
-            "size": f"{movie.stat().st_size / 1e6:.4g} MB",
+            "size": f"{version(movie)[0] / 1e6:.4g} MB",
             "frames": f"{frames} of {h} x {w}",
             "dtype": file.dtype,
             "first frame": f"min {low:g}, median {middle:g}, max {high:g}",

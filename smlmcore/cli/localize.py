@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from .options import camera_arguments, camera_file, loading, number, output_arguments
+from .options import camera_arguments, camera_file, file_or_address, loading, number, output_arguments
 
 
 def add(commands: Any) -> None:
@@ -18,7 +19,9 @@ def add(commands: Any) -> None:
         "link, render, and score where NAME.truth.hdf5 lies beside the movie.  A run that was interrupted goes on when "
         "it is started again.  Camera settings come from the movie's metadata where they are not given here.",
     )
-    p.add_argument("movies", type=Path, nargs="*", metavar="MOVIE", help="TIFF or Picasso .raw")
+    p.add_argument(
+        "movies", type=file_or_address, nargs="*", metavar="MOVIE", help="TIFF, Picasso .raw, … or https://…/movie.tif"
+    )
     p.add_argument("-o", "--out", type=Path, metavar="DIR", help="folder for the results (default: MOVIE.localize)")
     p.add_argument("--settings", type=Path, metavar="FILE", help="settings.yaml of an earlier run, to repeat it")
     p.add_argument(
@@ -55,7 +58,7 @@ def add(commands: Any) -> None:
     p.set_defaults(run=run)
 
 
-def run(movies: list[Path], out: Path | None, settings: Path | None, quiet: bool, **options: Any) -> None:
+def run(movies: list[Path | str], out: Path | None, settings: Path | None, quiet: bool, **options: Any) -> None:
     with loading():
         from .. import data
         from ..localize.run import read_settings, run
@@ -64,12 +67,14 @@ def run(movies: list[Path], out: Path | None, settings: Path | None, quiet: bool
     given = {k: v for k, v in options.items() if v is not None}
     if settings is not None:
         stored = read_settings(settings)
-        movies = movies or [Path(m) for m in stored["movies"]]
+        movies = movies or [file_or_address(m) for m in stored["movies"]]
         camera = {**stored.pop("camera"), **camera}
         given = {**{k: v for k, v in stored.items() if k != "movies"}, **given}
     if not movies:
         raise data.DataError("no movie given; name at least one file")
-    out = movies[0].with_suffix(".localize") if out is None else out
+    if out is None:  # beside the movie; of one on a server, here
+        first = movies[0]
+        out = (first if isinstance(first, Path) else Path(first.rpartition("/")[2])).with_suffix(".localize")
     report = run(movies, out, camera, quiet=quiet, **given)
     if not quiet:
         sys.stdout.writelines(f"{line}\n" for line in _localized(report, out))
@@ -83,7 +88,7 @@ def _localized(report: dict[str, Any], out: Path) -> Iterator[str]:
     if "drift" in report:
         d = report["drift"]
         yield f"drift: {d['range_nm'][0]:.0f} x {d['range_nm'][1]:.0f} nm, known to {d['error_nm']:.1f} nm per frame"
-    if "resolution" in report:
+    if "resolution" in report and isfinite(report["resolution"]["frc_nm"]):
         yield f"resolution (FRC): {report['resolution']['frc_nm']:.0f} nm"
     for field, scores in report.get("score", {}).items():
         for radius, s in scores.items():

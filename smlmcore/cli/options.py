@@ -7,6 +7,7 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -17,6 +18,11 @@ def number(p: argparse.ArgumentParser, name: str, kind: type, text: str, default
     if default is not None:
         text += f" (default: {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
     p.add_argument(name, type=kind, help=text, default=default, **{"metavar": "N", **options})
+
+
+def file_or_address(text: str) -> Path | str:
+    """A path, but https://server/movie.tif as it is: a path would take a slash out of it."""
+    return text if "://" in text else Path(text)
 
 
 def camera_arguments(p: argparse.ArgumentParser, **defaults: float) -> None:

@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class Movie:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | str,
         shape: tuple[int, int, int],
         dtype: np.dtype,
         read: Callable[[int, int], np.ndarray],
@@ -96,14 +97,18 @@ def open_movie(path: str | os.PathLike) -> Movie:
     """Open a movie; nothing is loaded yet: frames are read, or mapped, when they are asked for.
 
     TIFF (plain, BigTIFF, OME, ImageJ, Micro-Manager), Picasso `.raw` with its `.yaml`, `.npy`, `.npz`, a zip of images,
-    HDF5, Zarr and OME-Zarr, NDTiff folders, and `.dax` with its `.inf` (see docs/files.md).
+    HDF5, Zarr and OME-Zarr, NDTiff folders, and `.dax` with its `.inf`; a TIFF also at an address such as
+    https://server/movie.tif, by byte ranges (see docs/files.md).
 
     A single image is a movie of one frame.  A third axis of a TIFF counts as frames whatever it is called, unless it
     is a colour or a channel.  Raises `DataError`, in one line with the remedy, for a file that is missing, empty,
     truncated, of another format, of complex or colour pixels, or of more than three axes.
     """
     from .formats import opener
+    from .remote import is_remote, open_remote
 
+    if is_remote(path):
+        return open_remote(os.fspath(path))
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: no such file; check the name and the folder")
@@ -119,7 +124,7 @@ def open_movie(path: str | os.PathLike) -> Movie:
         magic = file.read(4)
     if magic[:2] + magic[2:].strip(b"\0") not in (b"II*", b"MM*", b"II+", b"MM+"):
         raise DataError(f"{path}: is neither a TIFF nor a Picasso .raw movie; export it as TIFF")
-    return _open_tiff(path)
+    return open_tiff(path, path, path.stat().st_size, partial(contiguous, path))
 
 
 def write_tiff(
@@ -203,12 +208,13 @@ def _tifffile_log() -> Iterator[list[str]]:
         logger.setLevel(before[1])
 
 
-def _open_tiff(path: Path) -> Movie:
+def open_tiff(path: Path | str, file: Any, size: int, lying: Callable[..., Callable]) -> Movie:
+    """The TIFF movie in `file`, a path or an open file, of `size` bytes; `lying` reads frames that lie in one."""
     broken = f"{path}: the TIFF file is truncated or damaged; copy or export it again"
     with ExitStack() as stack:
         try:
             with _tifffile_log() as messages:
-                tif = stack.enter_context(tifffile.TiffFile(path))
+                tif = stack.enter_context(tifffile.TiffFile(file))
                 camera, count = _tiff_camera(tif), 1
                 if found := even(tif):
                     (sizes, axes, offset), kind = found, tif.pages[0].dtype
@@ -221,8 +227,8 @@ def _open_tiff(path: Path) -> Movie:
             if kind is None or kind.kind not in "buif":
                 raise DataError(f"{path}: has pixels of {kind}; expected integers or real numbers")
             dtype = kind.newbyteorder(tif.byteorder)
-            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            if offset is not None and offset + size > path.stat().st_size:
+            pixels = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            if offset is not None and offset + pixels > size:
                 raise DataError(broken)
         except (DataError, OSError, MemoryError):
             raise
@@ -231,14 +237,14 @@ def _open_tiff(path: Path) -> Movie:
         several = f"{path}: holds {count} series of images; only the first is read"
         warnings = (several,) if count > 1 else ()
         if offset is not None:
-            return Movie(path, shape, dtype, contiguous(path, dtype, offset, shape), camera, warnings)
+            return Movie(path, shape, dtype, lying(dtype, offset, shape), camera, warnings)
         stack.pop_all()  # pages are decoded one by one from the open file
 
     def read(start: int, stop: int) -> np.ndarray:
         try:
             with _tifffile_log():
                 return tif.asarray(key=slice(start, stop), series=0, maxworkers=1).reshape(stop - start, *shape[1:])
-        except (OSError, MemoryError):
+        except (DataError, OSError, MemoryError):
             raise
         except Exception as error:
             text = " ".join(str(error).split())

@@ -9,16 +9,20 @@ import numpy as np
 from .. import data, fit
 from ..psf.base import PSF
 from ..simulate.movie import light
+from ..threads import with_threads
 from .background import background, flickering
 from .cut import cut
 from .detect import isolated
 from .finder import find
+from .haze import drifting, fog_over
 
 PLACES, FRAMES = 4, 20  # frames are taken from so many places, so many at each
 LIGHT = 0.3  # standard deviations of the noise: pixels with more light of emitters are near them
 EXCESS = 0.25  # of chi square per pixel, beyond which the model does not fit
 BOX, ALONE = 5, 7  # pixels, sides of an emitter's square and of that of a spot by itself
 SPOTS = 500  # of a place, by themselves
+EVERY = 4  # frames of a place, that are looked at for haze
+HAZY = 1.8  # times what noise does, beyond which smoothed light comes and goes
 
 
 def believe(source: Any, table: np.ndarray, psf: PSF, sigma: float) -> dict[str, Any]:
@@ -32,12 +36,15 @@ def believe(source: Any, table: np.ndarray, psf: PSF, sigma: float) -> dict[str,
     everywhere, and an emitter that was missed in a crowd only beside itself.  `single`: spots that the filter finds
     without a neighbour are fitted with one emitter each, and of their chi² per degree of freedom this is the lower
     quartile; for several emitters may explain a spot that the PSF does not.  `believable`: both are below 1 + EXCESS,
-    or so few pixels were seen that three standard deviations are more.  No frames: an empty dict.
+    or so few pixels were seen that three standard deviations are more.
+
+    `haze`: the smoothed light beside emitters and background, see `haze.drifting`; where it comes and goes by more than
+    HAZY times what noise does, it counts as background.  No frames: an empty dict.
     """
     frames, h, w = source.shape
     if not frames:
         return {}
-    sums = np.zeros((2, 3))
+    sums, haze = np.zeros((2, 3)), []
     emitters, typical, single = 0, [np.empty(0)], [np.empty(0)]
     for first in np.unique(np.linspace(0, max(frames - FRAMES, 0), PLACES).astype(int)):
         images, full = source.read(first, min(first + FRAMES, frames))
@@ -54,8 +61,16 @@ def believe(source: Any, table: np.ndarray, psf: PSF, sigma: float) -> dict[str,
         variance = np.maximum(shine + behind + read, 0.01)
         bright = shine > LIGHT * np.sqrt(variance)
         seen = np.isfinite(images) if full is None else np.isfinite(images) & ~full
+        free = seen & ~bright
+        with with_threads(1):  # numba's are still at work, or wait for it
+            few = slice(None, None, EVERY)
+            fog = fog_over(images[few], shine[few] + behind[few], read, sigma, free[few])
+            haze.append(drifting(fog, variance[few], free[few], sigma))
+            if haze[-1][0] > HAZY * haze[-1][1]:
+                behind = behind + fog_over(images, shine + behind, read, sigma, free)
+                variance = np.maximum(shine + behind + read, 0.01)
         chi2 = np.where(seen, (images - shine - behind) ** 2 / variance, 0)
-        for kind, mask in enumerate((bright & seen, ~bright & seen)):
+        for kind, mask in enumerate((bright & seen, free)):
             sums[kind] += mask.sum(), chi2[mask].sum(dtype=float), (2 + 1 / variance[mask]).sum(dtype=float)
         emitters += len(near)
         at = frame, *(np.clip(np.rint(near[k]), 0, m - 1).astype(int) for k, m in (("y", h), ("x", w)))
@@ -70,11 +85,13 @@ def believe(source: Any, table: np.ndarray, psf: PSF, sigma: float) -> dict[str,
             "expected": max(1 - parameters / n, 0.0) if pixels else 0.0,
             "error": float(np.sqrt(spread)) / n,
         }
-    few = max(EXCESS, 3 * out["near_emitters"]["error"])
+    limit = max(EXCESS, 3 * out["near_emitters"]["error"])
     for name, values, share in (("typical", typical, 0.5), ("single", single, 0.25)):
         values = np.concatenate(values)
         out[name] = float(np.quantile(values, share)) if len(values) else 1.0
-    out["believable"] = max(out["typical"], out["single"]) < 1 + few
+    photons, noise = np.mean(haze, 0)
+    out["haze"] = {"photons": float(photons), "of_noise": float(noise), "hazy": bool(photons > HAZY * noise)}
+    out["believable"] = max(out["typical"], out["single"]) < 1 + limit
     return out
 
 

@@ -31,6 +31,7 @@ from .background import BLOCK, background, flickering
 from .crowd import fit_peaks
 from .emitters import as_table
 from .finder import find
+from .haze import haze
 from .shape import SIGMA, usual_of
 from .source import Source
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:  # the package's network loads layers, optimisers and more, wh
 
 PIXELS = 1 << 22  # of a chunk: 16 MB, in the cache of many a processor
 FEWEST = 8  # frames of a chunk
+CLEARED = 2  # times at most that haze is taken off the frames
 CHUNKS = "chunks"
 NETWORK = "network.npz"
 Chunk = tuple[np.ndarray, np.ndarray | None]  # frames, and where they are saturated
@@ -232,15 +234,22 @@ def localize_frames(
     psf = Gaussian2D() if psf is None else psf
     frames = np.ascontiguousarray(frames, np.float32)
     behind = flickering(frames, background(frames, variance, sigma), variance, sigma)
-    peaks = None if everywhere else find(frames, behind, variance, sigma, threshold, false_positives)
-    if saturated is not None:
-        frames[saturated] = np.nan  # bright enough to be seen, but no measure of brightness
-    box = box or box_of(sigma)
-    if network is not None:
-        from .learned import fit_learned
+    # what is saturated is bright enough to be found, but no measure of brightness
+    measured = frames if saturated is None else np.where(saturated, np.float32(np.nan), frames)
+    box, ground = box or box_of(sigma), behind
+    for cleared in range(CLEARED + 1):
+        peaks = None if everywhere else find(frames, ground, variance, sigma, threshold, false_positives)
+        if network is not None:
+            from .learned import fit_learned
 
-        return as_table(fit_learned(network, frames, behind, peaks, psf, variance, sigma, box, light, uneven), psf)
-    return as_table(fit_peaks(frames, behind, peaks, psf, variance, sigma, box, uneven), psf)
+            found = fit_learned(network, measured, ground, peaks, psf, variance, sigma, box, light, uneven)
+        else:
+            found = fit_peaks(measured, ground, peaks, psf, variance, sigma, box, uneven)
+        fog = haze(measured, behind, found, psf, variance, sigma, light[0] if light else 0.0)
+        if fog is None or cleared == CLEARED:
+            break
+        ground = fog
+    return as_table(found, psf)
 
 
 def network_of(plan: Plan) -> Network | None:

@@ -6,21 +6,16 @@ go to the network, whose answers are the start of the joint fit, see `crowd`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import ceil
 from typing import Any
 
 import numpy as np
 
 from ..psf.base import PSF
-from ..simulate.movie import light as light_of
 from .crowd import alone, as_starts, cut_off, near, reach, together
 from .emitters import Emitters
 from .network import CELL, Network, whole
 from .shape import with_shapes
 
-HAZE = 3.0  # widths of the PSF
-MIST = 3.0  # mean square of haze relative to that of the noise, from which on it counts
 NEAR = 2  # pixels around a spot in doubt that the network looks at, at least
 
 
@@ -57,46 +52,7 @@ def fit_learned(
     missed = with_shapes(missed[["frame", "x", "y", "photons"]], frames, behind, psf, shape, variance, sigma)
     both = np.concatenate([starts, missed.astype(starts.dtype)])
     both = both[np.argsort(both["frame"], kind="stable")]
-    found = together(frames, behind, certain, doubtful, both, psf, variance, sigma, box, light, uneven)
-    if network.prior.haze[1] > 0 and hazy(frames, behind, [as_starts(found, psf)], psf, variance, sigma) is not behind:
-        lit = [as_starts(certain, psf), starts]  # peaks that the network does not see are haze
-        for _ in range(2):
-            rest = hazy(frames, behind, lit, psf, variance, sigma)
-            found = together(frames, rest, certain, doubtful, starts, psf, variance, sigma, box, light, uneven)
-            lit = [as_starts(found, psf)]
-    return found
-
-
-def hazy(
-    frames: np.ndarray,
-    behind: np.ndarray,
-    lit: Sequence[np.ndarray],
-    psf: PSF,
-    variance: Any = 0.0,
-    sigma: float = 1.3,
-) -> np.ndarray:
-    """The background `behind` (m, h, w) of each of the `frames` (n, h, w), if haze drifts over them.
-
-    Haze is what `frames` have beside the background and the light of the emitters in the tables `lit`, smoothed over
-    HAZE widths of the PSF, more than it is on average in all frames.  If its mean square is no more than MIST times
-    that of the noise, `behind` comes back as it is.
-    """
-    from scipy.ndimage import gaussian_filter
-
-    part = np.arange(len(frames)) * len(behind) // max(len(frames), 1)
-    mean = behind[part]
-    for table in lit:
-        known = {"sigma": np.full(len(table), sigma, np.float32)}  # where the table does not tell
-        known |= {name: table[name] for name in table.dtype.names}
-        values = {name: known[name] for name in psf.names if name != "background"}
-        mean = mean + light_of(psf, values, table["frame"].astype(np.int64), frames.shape, 2 * ceil(4 * sigma) + 1)
-    rest = np.nan_to_num(frames - mean)
-    haze = gaussian_filter(rest, (0, HAZE * sigma, HAZE * sigma), mode="nearest")
-    haze -= haze.mean(0) if len(haze) else 0
-    noise = float((mean + variance).mean()) / (4 * np.pi * (HAZE * sigma) ** 2)
-    if not len(frames) or (haze**2).mean() <= MIST * noise:
-        return behind
-    return np.maximum(behind[part] + haze, np.float32(0.01))
+    return together(frames, behind, certain, doubtful, both, psf, variance, sigma, box, light, uneven)
 
 
 def _none() -> np.ndarray:

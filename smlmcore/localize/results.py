@@ -26,23 +26,32 @@ from .source import Source
 from .stopwatch import Stopwatch
 
 BEAD = 3.0  # pixels around a mark that belong to it
+UNSURE = 1.0  # pixels, or half the PSF's width if it is more: what is less certain is not localized
 ENOUGH = 100  # localizations, from which on a resolution is worth to be told
 MARGIN = 5.0  # pixels: scores are given with and without what is so near to the border
 STAGES = 16  # at once, at most, of which many wait for others
 
 
-def keep(tables: Sequence[np.ndarray], shape: tuple[int, int, int]) -> tuple[np.ndarray, dict[str, int]]:
-    """The rows of all `tables` that are localizations, as one table, and how many are not, by reason."""
+def keep(
+    tables: Sequence[np.ndarray], shape: tuple[int, int, int], width: float = 1.0
+) -> tuple[np.ndarray, dict[str, int]]:
+    """The rows of all `tables` that are localizations, as one table, and how many are not, by reason.
+
+    `width`: of the PSF, pixels.
+    """
     h, w = shape[1:]
-    kept, dropped = [], dict.fromkeys(("fit_failed", "no_uncertainty", "outside_of_the_field"), 0)
+    kept, dropped = [], dict.fromkeys(("fit_failed", "no_uncertainty", "outside_of_the_field", "uncertain_position"), 0)
     for table in tables:
         failed = (table["status"] == fit.Status.singular) | (table["status"] == fit.Status.invalid_input)
         unsure = ~(np.isfinite(table["lpx"]) & np.isfinite(table["lpy"]) & (table["lpx"] > 0) & (table["lpy"] > 0))
         # light of molecules beyond the border comes in; where they are is extrapolation
         outside = ~(abs(table["x"] - (w - 1) / 2) <= w / 2 + 0.5) | ~(abs(table["y"] - (h - 1) / 2) <= h / 2 + 0.5)
-        for name, mask in zip(dropped, (failed, unsure & ~failed, outside & ~unsure & ~failed), strict=True):
-            dropped[name] += int(mask.sum())
-        kept.append(data.take(table, ~(failed | unsure | outside)))
+        anywhere = ~(np.maximum(table["lpx"], table["lpy"]) <= max(UNSURE, width / 2))
+        bad = np.zeros(len(table), bool)
+        for name, mask in zip(dropped, (failed, unsure, outside, anywhere), strict=True):
+            dropped[name] += int((mask & ~bad).sum())
+            bad |= mask
+        kept.append(data.take(table, ~bad))
     return data.join(kept), dropped
 
 
@@ -185,6 +194,11 @@ def warnings(report: Mapping[str, Any], undrift: bool) -> list[str]:
             f"the model does not explain the frames: chi square per pixel is {model['typical']:.2f} near a typical "
             f"molecule, and {model['single']:.2f} where one is alone; look at the residuals, try --learn, or use "
             "another PSF"
+        )
+    if (haze := model.get("haze", {})).get("hazy"):
+        out.append(
+            f"haze: wide light comes and goes, by more than {haze['photons']:.1f} photons in one of ten pixels, noise by "
+            f"{haze['of_noise']:.1f}; it is taken for background, but what is dim there may be false"
         )
     if undrift and report["localizations"] and "drift" not in report:
         out.append("the drift is not corrected: the localizations are too few, or show no structure that is seen again")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import data, fit
+from ..data.remote import version, whereabouts
 from ..memory import keep_freed
 from ..psf import Gaussian2D
 from ..psf.base import PSF
@@ -107,8 +108,8 @@ def run(
     keep_freed()
     with Source(paths, camera or {}) as source:
         plan = Plan(
-            tuple(str(Path(p).resolve()) for p in paths),
-            tuple((os.stat(p).st_size, os.stat(p).st_mtime_ns) for p in paths),
+            tuple(map(whereabouts, paths)),
+            tuple(map(version, paths)),
             tuple((name, (camera or {}).get(name)) for name in sorted(camera or {})),
             psf, sigma, box, threshold, false_positives, source.shape, chunk_size(source.shape), str(folder.resolve()),
             method, None if model is None else (str(Path(model).resolve()), os.stat(model).st_mtime_ns), learn,
@@ -123,7 +124,7 @@ def run(
             clock.lap("learn")
         psf = psf_of(plan)
         tables, width = localize(plan, source, todo, workers, scheduler, quiet)
-        table, dropped = keep(tables, source.shape)
+        table, dropped = keep(tables, source.shape, width)
         clock.lap("localize")
         report = {
             **about(source, paths, tables),
