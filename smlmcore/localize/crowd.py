@@ -88,16 +88,15 @@ def apart(
     Returns which of `which` neither explains, and the second ones of pairs.
     """
     number = np.flatnonzero(which)
-    images, noise, pixels = joint.apart(frames, as_starts(own, psf), which, variance, sigma, psf, box)
-    x, y = np.rint(own.theta[number, :2]).astype(np.int64).T
+    images, noise, pixels, at = joint.apart(frames, as_starts(own, psf), which, variance, sigma, psf, box)
     held = width_of(psf) >= 0 and not uneven > joint.EVEN * sigma
     new, doubt = _singles(
-        images, noise, pixels, Gaussian2D(sigma) if held else psf, own.frame[number], x, y, own.snr[number]
+        images, noise, pixels, Gaussian2D(sigma) if held else psf, own.frame[number], *at.T, own.snr[number]
     )
     second = new.rows(np.zeros(0, np.int64))
     if held:
         new.theta, new.errors = (np.insert(v, 4, w, 1) for v, w in ((new.theta, sigma), (new.errors, np.nan)))
-        corner = np.stack([x, y], 1) - box // 2
+        corner = at - box // 2
         tried = np.flatnonzero(doubt & np.isfinite(new.theta).all(1))
         single = new.theta[tried, :4]
         single[:, :2] -= corner[tried]

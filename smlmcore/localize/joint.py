@@ -687,20 +687,21 @@ def _apart(scene, sigma, frames, read, start, theta, which, first, images, noise
 
 def apart(
     frames: np.ndarray, emitters: np.ndarray, which: np.ndarray, variance: Any, sigma: float, psf: PSF, box: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Images (m, box, box) of some of the `emitters` without the light of all others, and the variance of their noise.
 
     `emitters`: a table of frame and parameters, sorted by frame; `which`: a mask of them.  The variance is of the read
-    noise and the others' light; it is NOWHERE where nothing is seen.  Third, how many pixels are seen.
+    noise and the others' light; it is NOWHERE where nothing is seen.  Third, how many pixels are seen; fourth, x and
+    y (m, 2) of the central ones.
     """
     names, scene, scratch = _scene(psf, box)
-    theta, start = _rows(emitters, names, sigma, len(frames))
+    theta, start = _rows(emitters, names, sigma, frames.shape)
     first = np.searchsorted(emitters["frame"][which], np.arange(len(frames) + 1))
     images, noise = (np.empty((first[-1], box, box), np.float32) for _ in range(2))
     pixels, read = np.empty(first[-1], np.int32), _read(variance, frames)
     given = scene, float(sigma), frames, read, start, theta, which, first, images, noise, pixels, scratch
     share(partial(_apart, *given), len(frames), BLOCK)
-    return images, noise, pixels
+    return images, noise, pixels, np.rint(theta[which, :2]).astype(np.int64)
 
 
 def fit(
@@ -737,15 +738,15 @@ def fit(
     names, scene, scratch = _scene(psf, box, held=not uneven)
     bounds = psf.bounds((box, box))
     limits = np.array([bounds.get(name, (0, np.inf, 0, 0)) for name in names], float).T.copy()
-    limits[:2, 0], limits[:2, 1] = (-1.5, frames.shape[2] + 0.5), (-1.5, frames.shape[1] + 0.5)
+    limits[:2, :2] = _reach(frames.shape).T
     limits[:, names.index("background")] = -np.inf, np.inf, np.inf, 0  # of an offset
     n, p, frame = len(frames), len(names), np.arange(len(frames) + 1)
 
-    theta, start = _rows(starts, names, sigma, n)
+    theta, start = _rows(starts, names, sigma, frames.shape)
     if scene[2]:
         theta[:, names.index("sigma")] = sigma
     theta[:, scene[3]] = np.maximum(theta[:, scene[3]], 1)
-    fixed, fixed_start = _rows(starts[:0] if others is None else others, names, sigma, n)
+    fixed, fixed_start = _rows(starts[:0] if others is None else others, names, sigma, frames.shape)
     had = np.diff(start)
     room = np.concatenate([[0], np.cumsum(2 * had + 4 * (had > 0))])
     out, count = np.full((room[-1], 2 * p + 3), np.nan), np.zeros(n, np.int64)
@@ -765,12 +766,20 @@ def fit(
     return Emitters(frame, theta, errors, status, *judged, snr, np.ones(len(own), bool))
 
 
-def _rows(table: np.ndarray, names: tuple[str, ...], sigma: float, frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """The parameters `names` (n, p) of a table, and where each frame begins in it."""
+def _reach(shape: tuple[int, ...]) -> np.ndarray:
+    """From where to where emitters may be, x and y: so far beyond frames of `shape` there is room for their light."""
+    return np.array([[-1.5, shape[2] + 0.5], [-1.5, shape[1] + 0.5]])
+
+
+def _rows(
+    table: np.ndarray, names: tuple[str, ...], sigma: float, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The parameters `names` (n, p) of a table, within reach of frames of `shape`, and where each frame begins."""
     known = {"sigma": np.full(len(table), sigma), "background": np.zeros(len(table))}
     known |= {name: table[name] for name in names if name in table.dtype.names}
     theta = np.stack([known[name] for name in names], 1).astype(float)
-    return theta, np.searchsorted(table["frame"], np.arange(frames + 1))
+    np.clip(theta[:, :2], *_reach(shape).T, out=theta[:, :2])
+    return theta, np.searchsorted(table["frame"], np.arange(shape[0] + 1))
 
 
 def _read(variance: Any, frames: np.ndarray) -> np.ndarray:

@@ -197,8 +197,8 @@ def warnings(report: Mapping[str, Any], undrift: bool) -> list[str]:
         )
     if (haze := model.get("haze", {})).get("hazy"):
         out.append(
-            f"haze: wide light comes and goes, by more than {haze['photons']:.1f} photons in one of ten pixels, noise by "
-            f"{haze['of_noise']:.1f}; it is taken for background, but what is dim there may be false"
+            f"haze: wide light comes and goes, by more than {haze['photons']:.1f} photons in one of ten pixels, noise "
+            f"by {haze['of_noise']:.1f}; it is taken for background, but what is dim there may be false"
         )
     if undrift and report["localizations"] and "drift" not in report:
         out.append("the drift is not corrected: the localizations are too few, or show no structure that is seen again")
