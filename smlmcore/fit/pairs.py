@@ -24,7 +24,7 @@ from . import template
 from .lanes import LANES, LIMIT, basics, ldl
 from .numbers import locked
 
-STEPS = 14
+STEPS = 8
 ENOUGH = 0.3  # standard errors that the last step may make
 PART = 512  # pairs that a thread takes at a time
 

@@ -29,7 +29,7 @@ UNEXPLAINED = 2.0  # standard deviations of chi square
 LOOSE = 4.0  # the same, where a second emitter explains no more than one
 WIDE = 2.5  # standard errors by which a spot is wider than usual
 ASTRAY = 2.0  # pixels from the peak, at which a fit has lost it
-STEPS = 8  # of the first fit: who needs more is not alone
+STEPS = 5  # of the first fit: who needs more is not alone
 
 
 def fit_peaks(
