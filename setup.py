@@ -79,7 +79,7 @@ setup(
         ],
     },
     entry_points={
-        "console_scripts": ["smlmcore = smlmcore.cli:main"],
+        "console_scripts": ["smlmcore = smlmcore.cli:command"],
         "napari.manifest": ["smlmcore = smlmcore:napari.yaml"],
     },
     classifiers=[

@@ -1,6 +1,6 @@
 """`python -m smlmcore` is the command `smlmcore`."""
 
-from .cli import main
+from .cli import command
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command()

@@ -7,6 +7,7 @@ are expected, in the precision of its arguments.  The polynomials are for code t
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numba
@@ -17,11 +18,13 @@ from numba.extending import overload
 from ..psf.axis import compiled, polynomial
 
 
+@cache
 def log1p_polynomial(degree: int) -> list[float]:
     """Coefficients of log(1 + f) / f for sqrt(1/2) < 1 + f < sqrt(2)."""
     return polynomial(lambda f: np.log1p(f) / np.where(f == 0, 1, f) + (f == 0), degree, -0.293, 0.4143)
 
 
+@cache
 def stirling_polynomial(degree: int) -> list[float]:
     """Coefficients in w = 1/z of (log Gamma(z + 1) - (z + 1/2) log z + z - 1/2 log 2 pi) z = 1/12 - w^2/360 + ..."""
     return polynomial(_stirling, degree, 0.0, 1.0)

@@ -20,6 +20,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,7 +41,7 @@ def _blocks(lines: list[str], scope: dict[str, Any]) -> Iterable[str]:
     """The lines with '#each' and '#if' carried out."""
     i = 0
     while i < len(lines):
-        word = re.match(r"\s*#(each|if) (.*)", lines[i])
+        word = "#" in lines[i] and re.match(r"\s*#(each|if) (.*)", lines[i])
         if not word:
             yield lines[i]
             i += 1
@@ -48,7 +49,7 @@ def _blocks(lines: list[str], scope: dict[str, Any]) -> Iterable[str]:
         branches, depth, stop = [(word[2], i + 1)], 1, i
         while depth:
             stop += 1
-            inner = re.match(r"\s*#(each|if|elif|else|end)\b ?(.*)", lines[stop])
+            inner = "#" in lines[stop] and re.match(r"\s*#(each|if|elif|else|end)\b ?(.*)", lines[stop])
             if inner:
                 depth += {"each": 1, "if": 1, "end": -1}.get(inner[1], 0)
                 if depth == 1 and inner[1] in ("elif", "else"):
@@ -64,10 +65,9 @@ def _blocks(lines: list[str], scope: dict[str, Any]) -> Iterable[str]:
             for value in eval(values, {}, scope):
                 values_ = value if "," in names else (value,)
                 own = dict(zip(names.split(","), values_, strict=True))
-                for line in _blocks(lines[i + 1 : stop], scope | own):
-                    for name, v in own.items():
-                        line = re.sub(rf"\${name}(?!\w)", lambda _, v=v: str(v), line)
-                    yield line
+                if block := list(_blocks(lines[i + 1 : stop], scope | own)):
+                    pattern = rf"\$({'|'.join(own)})(?!\w)"
+                    yield re.sub(pattern, lambda m, own=own: str(own[m[1]]), "\n".join(block))
         i = stop + 1
 
 
@@ -88,16 +88,17 @@ def lighten(text: str) -> str:
     sizes = {m[1]: int(m[2]) for m in re.finditer(r"^(\w+) = (\d+)$", head, re.M)}
     names: dict[str, str] = {}
 
-    def index(match: re.Match) -> str:
+    @cache
+    def index(place: str) -> str:
         try:
-            return f"w[{eval(match[1], {}, sizes)} + k]"
+            return f"w[{eval(place, {}, sizes)} + k]"
         except NameError:  # of a loop's variable
-            return match[0]
+            return f"w[{place} + k]"
 
     def name(match: re.Match) -> str:
         return names.setdefault(match[0], f"C{len(names)}")
 
-    body = re.sub(r"\bw\[([^\]]+) \+ k\]", index, body)
+    body = re.sub(r"\bw\[([^\]]+) \+ k\]", lambda match: index(match[1]), body)
     body = re.sub(r"\bR\(-?[\d.]+(?:e[+-]?\d+)?\)", name, body)
     return "\n".join([head, *(f"{constant} = {value}" for value, constant in names.items())]) + mark + body
 

@@ -269,8 +269,7 @@ def _refine(frame, x, y, path, count, cell, step):
     share(partial(_deposit, u, v, reach, grid), BANDS, part=1)
     pull, sums = np.empty((2, n), np.float32), np.zeros((blocks, 4))
     share(partial(_scores, u, v, grid, pull, sums), blocks)
-    score = np.zeros((2, path.shape[1]))
-    _add(frame, pull, score)
+    score = np.stack([np.bincount(frame, values, path.shape[1]) for values in pull])
     square, curvature = sums.sum(0).reshape(2, 2)
     new, variance, steps = np.empty_like(path), np.empty_like(path), np.empty(2)
     seen = count > 0
@@ -416,13 +415,6 @@ def _scores(u, v, grid, pull, sums, begin, end):
             cx += sx * sx - (pxx - own2 * selfy) * q
             cy += sy * sy - (pyy - own * selfy2) * q
         sums[block, 0], sums[block, 1], sums[block, 2], sums[block, 3] = xx, yy, cx, cy
-
-
-@compiled
-def _add(frame, pull, score):
-    for k in range(len(frame)):
-        score[0, frame[k]] += pull[0, k]
-        score[1, frame[k]] += pull[1, k]
 
 
 def _height(frame, x, y, path, z, cell):

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from ..data import take
+
 REACH = 3.0  # an uncertainty counts as at most this many times the median, so that one bad fit does not gather others
 ERRORS = {"x": "lpx", "y": "lpy", "z": "lpz"}  # what weighs what
 GRID = 2048  # cells of the spatial hash along an axis, at most; beyond that it wraps around
@@ -151,7 +153,26 @@ def _link(frame, x, y, square, scale, gap, event):
 
 
 def _events(rows: np.ndarray, event: np.ndarray, n: int) -> np.ndarray:
-    """The table of events from rows sorted by frame."""
+    """The table of events from rows sorted by frame; where most are of one row, they are copies of it."""
+    summed = np.bincount(event, minlength=n) > 1
+    for name in {*ERRORS.values()} & {*rows.dtype.names}:
+        summed[event[~((rows[name] > 0) & (rows[name] < np.inf))]] = True  # see below
+    many = np.count_nonzero(summed)
+    if 2 * many > n:
+        return _sums(rows, event, n)
+    part = summed[event]
+    sums = _sums(take(rows, part), (np.cumsum(summed) - 1)[event[part]], many)
+    first = np.empty(n, np.int64)
+    first[event[::-1]] = np.arange(len(event))[::-1]  # the last one assigned stays
+    out, alone = np.empty(n, sums.dtype), take(rows, first)
+    for name in out.dtype.names:
+        out[name] = alone[name] if name not in ("count", "length") else 1
+    out[summed] = sums
+    return out
+
+
+def _sums(rows: np.ndarray, event: np.ndarray, n: int) -> np.ndarray:
+    """The table of events of any number of rows."""
     names = [name for name in rows.dtype.names if name not in ("frame", "count", "length")]
     kinds = [(name, rows.dtype[name] if rows.dtype[name].kind == "f" else np.float32) for name in names]
     out = np.empty(n, [("frame", rows.dtype["frame"]), *kinds, ("count", np.int32), ("length", np.int32)])

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..data import take
 from ..psf.base import PSF
+from ..simulate.movie import light
 from .render import scale_bar
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 380, 230, 52, 34, 20
@@ -163,9 +164,9 @@ def samples(source: Any, table: np.ndarray, psf: PSF) -> list[list[str]]:
         image = source.read(frame, frame + 1)[0][0, y0:y1, x0:x1]
         near = table[slice(*np.searchsorted(frames, np.array([frame, frame + 1], frames.dtype)))]
         near = near[(abs(near["x"] - x) < 2 * half) & (abs(near["y"] - y) < 2 * half)]
-        values = {n: near[{"sigma": "sigma_x"}.get(n, n)][None].astype(float) for n in psf.names}
-        values |= {"x": values["x"] - x0, "y": values["y"] - y0, "background": np.array([float(row["background"])])}
-        model = np.asarray(psf.render(values, image.shape))[0]
+        values = {n: near[{"sigma": "sigma_x"}.get(n, n)] for n in psf.names if n != "background"}
+        values |= {"x": values["x"] - x0, "y": values["y"] - y0}
+        model = light(psf, values, np.zeros(len(near), np.int64), (1, *image.shape))[0] + row["background"]
         residual = (image - model) / np.sqrt(np.maximum(model + read[y0:y1, x0:x1], 0.1))
         low, high = np.nanmin(image), max(np.nanmax(image), np.nanmin(image) + 1)
         grey = [

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 import yaml
 
@@ -29,7 +30,6 @@ BEAD = 3.0  # pixels around a mark that belong to it
 UNSURE = 1.0  # pixels, or half the PSF's width if it is more: what is less certain is not localized
 ENOUGH = 100  # localizations, from which on a resolution is worth to be told
 MARGIN = 5.0  # pixels: scores are given with and without what is so near to the border
-STAGES = 16  # at once, at most, of which many wait for others
 
 
 def keep(
@@ -94,11 +94,12 @@ def finish(
 ) -> None:
     """What follows from the `table`, and all files: first in a temporary folder, so that nothing is left half-written.
 
-    Stages run side by side, each as soon as there is what it follows from; their numbers go into the `report`.
+    Stages run side by side, in the order of the lines below, each as soon as there is what it follows from; their
+    numbers go into the `report`.
     """
     frames, *shape = source.shape
     size, zoom, some = source.camera.pixel_size, given["zoom"], len(table) >= ENOUGH
-    with data.atomic_folder(folder) as temporary, ThreadPoolExecutor(STAGES) as pool:
+    with data.atomic_folder(folder) as temporary, ThreadPoolExecutor(numba.get_num_threads()) as pool:
 
         def stage(name: str, work: Callable[..., Any], *inputs: Any) -> Future:
             def run() -> Any:
@@ -125,28 +126,28 @@ def finish(
             return (temporary / "image.png").read_bytes()
 
         moved = stage("drift", undrifted, table, frames, given["undrift"], given["marks"])
+        model = stage("check", believe, source, table, psf, width)
         events = stage("link", lambda m: link(m.table, given["gap"])[0], moved)
-        image = stage("render", lambda m: render(m.table, shape, zoom, "own"), moved)
-        curve = stage("resolution", lambda m: frc(m.table, shape) if some else None, moved)
-        alone = stage("resolution", lambda i: decorrelation(i, zoom) if some and min(i.shape) >= 8 else None, image)
+        # after the check, as whoever draws a PSF takes all of numba's threads, which are not for two at a time
+        samples = stage("write", lambda _: page.samples(source, table, psf), model)
         saved = stage("write", save_moved, moved), stage("write", save, events, "events.hdf5")
-        picture = stage("write", save_picture, image)
+        image = stage("render", lambda m: render(m.table, shape, zoom, "own"), moved)
         charts = stage("write", page.charts, table, frames, report["settings"]["box"], size)
+        curve = stage("resolution", lambda m: frc(m.table, shape) if some else None, moved)
+        picture = stage("write", save_picture, image)
+        alone = stage("resolution", lambda i: decorrelation(i, zoom) if some and min(i.shape) >= 8 else None, image)
         median = stage("write", medians, table)
         scores = None if truth is None else stage("score", scores_of, table, truth, size, shape)
-        # in this thread, one after the other: whoever draws a PSF takes all of numba's threads
-        with clock.within("check"):
-            report["model"] = believe(source, table, psf, width)
-        samples = page.samples(source, table, psf)
 
         for future in saved:
             future.result()
+        report["model"] = model.result()
         found = Found(table, *(f.result() for f in (moved, events, image, curve, alone)))
         report |= numbers(found, frames, 1000 * (size or np.nan), bool(given["marks"])) | median.result()
         report |= {} if scores is None else {"score": scores.result()}
         report["warnings"] += warnings(report, given["undrift"])
         report["seconds"] = clock.whole()
-        text = page.html(report, found, charts.result(), picture.result(), samples, size)
+        text = page.html(report, found, charts.result(), picture.result(), samples.result(), size)
         (temporary / "settings.yaml").write_text(yaml.safe_dump(dict(given), sort_keys=False), encoding="utf-8")
         (temporary / "report.html").write_text(text, encoding="utf-8")
         (temporary / "report.json").write_text(json.dumps(page.finite(report), indent=2) + "\n")

@@ -18,6 +18,7 @@ from ..data.remote import version, whereabouts
 from ..memory import keep_freed
 from ..psf import Gaussian2D
 from ..psf.base import PSF
+from ..threads import short_turns
 from .chunks import (
     SIGMA,
     Plan,
@@ -106,7 +107,7 @@ def run(
     check(psf, known, sigma, box, threshold, gap, zoom, method, model, learn, workers)
     method = method if known else "fit"
     keep_freed()
-    with Source(paths, camera or {}) as source:
+    with Source(paths, camera or {}) as source, short_turns():
         plan = Plan(
             tuple(map(whereabouts, paths)),
             tuple(map(version, paths)),
