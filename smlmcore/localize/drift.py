@@ -25,7 +25,6 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
-import scipy
 
 from ..threads import share
 
@@ -206,7 +205,7 @@ def _spectra(frame, x, y, frames, cell, segments):
     knots = np.bincount(which, frame, segments) / number
     empty = np.bincount(which, minlength=segments) == 0
     knots[empty] = ((np.arange(segments) + 0.5) * frames / segments)[empty]
-    spectra = scipy.fft.rfft2(image, workers=-1)
+    spectra = np.fft.rfft2(image)
     spectra[:, 0, 0] = 0
     return spectra, knots
 
@@ -217,7 +216,7 @@ def _start(frame, x, y, frames, width):
     cell = max(2.5 * width, 1e-6)
     spectra, knots = _spectra(frame, x, y, frames, cell, segments)
     found = np.zeros((2, segments))
-    rows, columns = scipy.fft.fftfreq(TORUS)[:, None], scipy.fft.rfftfreq(TORUS)
+    rows, columns = np.fft.fftfreq(TORUS)[:, None], np.fft.rfftfreq(TORUS)
     blur = np.exp(-2 * np.pi**2 * (rows**2 + columns**2)).astype(np.float32)  # by one cell
     total = spectra[0].copy()
     for k in range(1, segments):
@@ -232,7 +231,7 @@ def _shift(spectrum: np.ndarray) -> tuple[float, float]:
 
     The correlation must be compact or blurred; a parabola through the logarithm would fail at zero counts.
     """
-    image = scipy.fft.irfft2(spectrum, (TORUS, TORUS), workers=-1)
+    image = np.fft.irfft2(spectrum, (TORUS, TORUS))
     row, column = divmod(int(image.argmax()), TORUS)
     out = []
     for at, line in ((column, image[row]), (row, image[:, column])):

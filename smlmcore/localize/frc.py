@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
-import scipy
 
 from ..threads import share
 
 THRESHOLD = 1 / 7  # fixed, as in Nieuwenhuizen et al. 2013
+BLOCK = 32  # columns that are transformed together
 LARGEST = 1 << 25  # pixels of the images that are transformed, at most
 TILES = 64
 
@@ -63,17 +63,43 @@ def frc(
     half = np.random.default_rng(seed).permutation(blocks) % 2
     # one complex transform holds both images, as both are real
     size = [math.ceil(n * zoom) for n in shape]
-    side = [scipy.fft.next_fast_len(n) for n in size]
+    side = [_round(n) for n in size]
     image = np.zeros((*side, 2), np.float32)
     x, y = (np.asarray(table[name], np.float32) for name in "xy")
     _halves(x, y, half[(frame - first) * blocks // (last - first + 1)], zoom, *size, image)
-    pair = scipy.fft.fft2(image.view(np.complex64)[..., 0], overwrite_x=True, workers=-1)
+    pair = _transform(image.view(np.complex64)[..., 0])
     rings = min(side) // 2
     cross, first_power, second_power, count = _by_tiles(partial(_rings, pair), 4, rings)
     power = np.sqrt(first_power * second_power)
     curve = np.divide(cross, power, out=np.zeros(rings), where=power > 0)
     frequency = np.arange(rings) * zoom / min(side)
     return Resolution(*_crossing(frequency, curve, count), frequency, curve)
+
+
+def _transform(image: np.ndarray) -> np.ndarray:
+    """The Fourier transform of `image` (h, w), transposed; columns by blocks, of which each pixel is in the cache."""
+    half, out = np.fft.fft(image, axis=1), np.empty(image.shape[::-1], image.dtype)
+    for first in range(0, len(out), BLOCK):
+        columns = slice(first, first + BLOCK)
+        out[columns] = np.fft.fft(np.ascontiguousarray(half[:, columns].T), axis=1)
+    return out
+
+
+def _round(n: int) -> int:
+    """The next number from n on of which Fourier transforms are fast: a product of 2, 3, 5, 7 and 11.
+
+    >>> _round(1021), _round(1024)
+    (1024, 1024)
+    """
+    while n > 1:
+        rest = n
+        for factor in (2, 3, 5, 7, 11):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            break
+        n += 1
+    return n
 
 
 def decorrelation(image: np.ndarray, zoom: float = 1.0, filters: int = 10) -> Resolution:
@@ -90,7 +116,7 @@ def decorrelation(image: np.ndarray, zoom: float = 1.0, filters: int = 10) -> Re
         raise ValueError(f"decorrelation got an image of shape {image.shape}; expected (h, w) of at least 8 pixels")
     h, w = image.shape
     window = np.outer(*(np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 0.5 for n in (h, w))).astype(np.float32)
-    spectrum = scipy.fft.rfft2((image - image.mean()) * window, workers=-1)
+    spectrum = np.fft.rfft2((image - image.mean()) * window)
     rings = min(h, w) // 2
     amplitude, power, count = _by_tiles(partial(_spectrum, spectrum, w), 3, rings)[:, 1:]
     q = np.arange(1, rings)

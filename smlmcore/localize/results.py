@@ -77,7 +77,7 @@ class Found:
 
 def import_ahead() -> None:
     """Import what `finish` needs: while other threads localize, this takes no time."""
-    for name in ("h5py", "PIL.PngImagePlugin", "scipy.fft", "tifffile"):
+    for name in ("h5py", "PIL.PngImagePlugin", "tifffile"):
         import_module(name)
 
 
@@ -127,13 +127,13 @@ def finish(
 
         moved = stage("drift", undrifted, table, frames, given["undrift"], given["marks"])
         model = stage("check", believe, source, table, psf, width)
+        curve = stage("resolution", lambda m: frc(m.table, shape) if some else None, moved)
         events = stage("link", lambda m: link(m.table, given["gap"])[0], moved)
         # after the check, as whoever draws a PSF takes all of numba's threads, which are not for two at a time
         samples = stage("write", lambda _: page.samples(source, table, psf), model)
         saved = stage("write", save_moved, moved), stage("write", save, events, "events.hdf5")
         image = stage("render", lambda m: render(m.table, shape, zoom, "own"), moved)
         charts = stage("write", page.charts, table, frames, report["settings"]["box"], size)
-        curve = stage("resolution", lambda m: frc(m.table, shape) if some else None, moved)
         picture = stage("write", save_picture, image)
         alone = stage("resolution", lambda i: decorrelation(i, zoom) if some and min(i.shape) >= 8 else None, image)
         median = stage("write", medians, table)
