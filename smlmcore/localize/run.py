@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import data, fit
 from ..data.remote import version, whereabouts
-from ..memory import keep_freed
+from ..memory import keep_freed, share_freed
 from ..psf import Gaussian2D
 from ..psf.base import PSF
 from ..threads import short_turns
@@ -107,6 +107,8 @@ def run(
     check(psf, known, sigma, box, threshold, gap, zoom, method, model, learn, workers)
     method = method if known else "fit"
     keep_freed()
+    if method == "fit":
+        share_freed()
     with Source(paths, camera or {}) as source, short_turns():
         plan = Plan(
             tuple(map(whereabouts, paths)),
