@@ -94,8 +94,8 @@ def finish(
 ) -> None:
     """What follows from the `table`, and all files: first in a temporary folder, so that nothing is left half-written.
 
-    Stages run side by side, in the order of the lines below, each as soon as there is what it follows from; their
-    numbers go into the `report`.
+    Stages run side by side, begun in the order of the lines below: what others wait for is early, and there is no line
+    that would have to wait long itself.  Their numbers go into the `report`.
     """
     frames, *shape = source.shape
     size, zoom, some = source.camera.pixel_size, given["zoom"], len(table) >= ENOUGH
@@ -131,12 +131,13 @@ def finish(
         events = stage("link", lambda m: link(m.table, given["gap"])[0], moved)
         # after the check, as whoever draws a PSF takes all of numba's threads, which are not for two at a time
         samples = stage("write", lambda _: page.samples(source, table, psf), model)
-        saved = stage("write", save_moved, moved), stage("write", save, events, "events.hdf5")
-        image = stage("render", lambda m: render(m.table, shape, zoom, "own"), moved)
+        rows = stage("write", save_moved, moved)
         charts = stage("write", page.charts, table, frames, report["settings"]["box"], size)
+        median = stage("write", medians, table)
+        saved = rows, stage("write", save, events, "events.hdf5")
+        image = stage("render", lambda m: render(m.table, shape, zoom, "own"), moved)
         picture = stage("write", save_picture, image)
         alone = stage("resolution", lambda i: decorrelation(i, zoom) if some and min(i.shape) >= 8 else None, image)
-        median = stage("write", medians, table)
         scores = None if truth is None else stage("score", scores_of, table, truth, size, shape)
 
         for future in saved:
