@@ -49,8 +49,8 @@ def fit(spots: np.ndarray, variance: np.ndarray, single: np.ndarray, sigma: floa
     >>> pair = {"x": [[3.0, 5.0]], "y": [[4.0, 4.5]], "photons": [[3000.0, 2000.0]], "background": [5.0], "sigma": 1.3}
     >>> image = Gaussian2D().render(pair, (9, 9)).astype(np.float32)
     >>> found = fit(image, np.full((1, 9, 9), 1.0), np.array([[3.8, 4.2, 5000.0, 5.0]]), 1.3)
-    >>> found.parameters[0].astype(float).round(1), bool(found.converged[0]), bool(found.gain[0] > 10)
-    (array([3.0, 4.0, 3000.0, 5.0, 4.5, 2000.0, 5.0]), True, True)
+    >>> found.parameters[0].astype(float).round(1).tolist(), bool(found.converged[0]), bool(found.gain[0] > 10)
+    ([3.0, 4.0, 3000.0, 5.0, 4.5, 2000.0, 5.0], True, True)
     """
     n, h, w = spots.shape
     real = np.dtype(np.float32)
